@@ -1,0 +1,27 @@
+// The CPU kernels compiled for avx2. Everything below the pragma lives in an unnamed namespace, so the linker has no
+// chance to give this code to a processor that lacks the instructions.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+
+namespace mcfhe::cpu {
+namespace {
+
+#include "simd_avx2.h"
+#include "conv_body.h"
+#include "pointwise_body.h"
+
+}  // namespace
+
+const KernelTable kAvx2Kernels = {
+    "avx2", kHasInt16, kHasDouble, 16, kLanes, kTile, pack_weight, conv2d_task, sum_pool2d_task, poly_task,
+    align_add_task, count_out_of_range_in};
+
+}  // namespace mcfhe::cpu
+
+#pragma GCC pop_options
+#endif

@@ -1,0 +1,31 @@
+// Sizes of one kernel call. Torch-free, shared by the CPU kernels, the CUDA kernels and the test harness.
+// All counts are 64-bit: a residue tensor may hold more than 2^31 entries.
+#pragma once
+
+#include <cstdint>
+
+namespace mcfhe {
+
+// conv2d on x[L, C, H, W, S] -> y[L, O, OH, OW, S]; linear is the case H = W = KH = KW = 1.
+struct ConvParams {
+  int64_t limbs, in_channels, height, width, stream;
+  int64_t out_channels, kernel_h, kernel_w;
+  int64_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, groups;
+  int64_t out_h, out_w;
+  int64_t poly_degree;          // 0: no polynomial
+  int64_t poly_channel_stride;  // entries between the rows of two output channels; 0: one row for all
+};
+
+// sum_pool2d on x[L, C, H, W, S] -> y[L, C, OH, OW, S].
+struct PoolParams {
+  int64_t limbs, channels, height, width, stream;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w;
+  int64_t out_h, out_w;
+};
+
+// Pointwise ops see x as [L, C, inner]: one modulus a limb, one table row a channel.
+struct PointwiseParams {
+  int64_t limbs, channels, inner;
+};
+
+}  // namespace mcfhe

@@ -1,0 +1,59 @@
+"""The table of graph passes: pure functions from graph to graph, each with a name, a flag and a test of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mcfhe.errors import ParameterError
+from mcfhe.graph.nodes import Graph
+
+Transform = Callable[[Graph], Graph]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPass:
+    """``transform`` must keep the function that the graph computes, exactly or up to float rounding of constants."""
+
+    name: str
+    transform: Transform
+    default: bool  # does compile() run it when it is not told which?
+
+
+_PASSES: dict[str, GraphPass] = {}
+
+
+def graph_pass(name: str, *, default: bool) -> Callable[[Transform], Transform]:
+    """Register a pass. Passes run in the order in which they were registered."""
+
+    def register(transform: Transform) -> Transform:
+        if name in _PASSES:
+            raise ValueError(f"pass {name!r} is registered twice")
+        _PASSES[name] = GraphPass(name, transform, default)
+        return transform
+
+    return register
+
+
+def available_passes() -> tuple[GraphPass, ...]:
+    """Every registered pass, in the order in which they run."""
+    return tuple(_PASSES.values())
+
+
+def select_passes(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The names to run, in registration order; None stands for the defaults. ParameterError for an unknown name."""
+    if names is None:
+        return tuple(p.name for p in _PASSES.values() if p.default)
+    if isinstance(names, str):
+        raise ParameterError(f"passes: {names!r} is one string; give a list of names")
+    unknown = sorted(set(names) - _PASSES.keys())
+    if unknown:
+        raise ParameterError(f"passes: no pass {unknown[0]!r}; there are {', '.join(_PASSES)}")
+    return tuple(name for name in _PASSES if name in names)
+
+
+def apply_passes(graph: Graph, names: Sequence[str] | None = None) -> Graph:
+    """Run the named passes (None: the defaults) one after the other."""
+    for name in select_passes(names):
+        graph = _PASSES[name].transform(graph)
+    return graph

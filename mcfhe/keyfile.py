@@ -1,0 +1,110 @@
+"""Secret containers on disk: mode 0600 from creation, optionally encrypted under a passphrase."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from mcfhe.container import (
+    FORMAT,
+    VERSION,
+    Container,
+    TensorField,
+    pack,
+    parse_choice,
+    read_file,
+    read_header,
+    unpack,
+    write_file,
+)
+from mcfhe.errors import FormatError, ParameterError
+
+# scrypt cost; fixed by the container version so that a hostile file cannot ask for gigabytes.
+SCRYPT_N, SCRYPT_R, SCRYPT_P = 1 << 15, 8, 1
+
+
+def passphrase_bytes(passphrase: str | bytes) -> bytes:
+    """UTF-8 of the NFC form, so that the same passphrase typed on two systems is the same key."""
+    raw = unicodedata.normalize("NFC", passphrase).encode() if isinstance(passphrase, str) else bytes(passphrase)
+    if not raw:
+        raise ParameterError("passphrase: empty; give one or more characters, or None for no protection")
+    return raw
+
+
+def scrypt(passphrase: bytes, salt: bytes) -> bytes:
+    """32 bytes, scrypt (RFC 7914) with n = 2**15, r = 8, p = 1: about 32 MiB and 0.1 s a guess."""
+    return Scrypt(salt=salt, length=32, n=SCRYPT_N, r=SCRYPT_R, p=SCRYPT_P).derive(passphrase)
+
+
+_SEALED = "scrypt+aes-256-gcm"
+_SEALED_FIELDS = {
+    "sealed": TensorField("U8", ((16, 1 << 30),)),
+    "kdf_salt": TensorField("U8", ((16, 16),)),
+    "nonce": TensorField("U8", ((12, 12),)),
+}
+
+
+def _associated_data(kind: str, metadata: Mapping[str, str]) -> bytes:
+    return json.dumps({**metadata, "format": FORMAT, "kind": kind, "version": VERSION}, sort_keys=True).encode()
+
+
+def save_secret(
+    path: str | os.PathLike[str],
+    kind: str,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    passphrase: str | bytes | None,
+) -> None:
+    """Write a container of a secret kind, mode 0600; with a passphrase its content is encrypted.
+
+    Then tensors and metadata lie inside ``sealed``: AES-256-GCM under an scrypt key, with the readable
+    metadata (kind, version, protection) as associated data.
+    """
+    if passphrase is None:
+        write_file(path, pack(kind, tensors, {**metadata, "protection": "none"}, allow_secret=True), secret=True)
+        return
+    inner = pack(kind, tensors, {**metadata, "protection": "none"}, allow_secret=True)
+    outer = {"protection": _SEALED}
+    salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)
+    sealed = AESGCM(scrypt(passphrase_bytes(passphrase), salt)).encrypt(nonce, inner, _associated_data(kind, outer))
+    parts = {"sealed": sealed, "kdf_salt": salt, "nonce": nonce}
+    arrays = {name: np.frombuffer(value, np.uint8) for name, value in parts.items()}
+    write_file(path, pack(kind, arrays, outer, allow_secret=True), secret=True)
+
+
+def load_secret(
+    path: str | os.PathLike[str],
+    kind: str,
+    fields: Mapping[str, TensorField],
+    metadata: Iterable[str],
+    passphrase: str | bytes | None,
+) -> Container:
+    """Read what :func:`save_secret` wrote. A wrong passphrase and an altered file give the same FormatError."""
+    data = read_file(path, 1 << 30)
+    names = (*metadata, "protection")
+    protected = read_header(data).metadata.get("protection") == _SEALED
+    if not protected:
+        content = unpack(data, kind, fields, names, allow_secret=True)
+        parse_choice(content, "protection", ("none",))
+        if passphrase is not None:
+            # Otherwise whoever swaps the file for one of their own would not even need the passphrase.
+            raise ParameterError(f"{path}: not protected by a passphrase; load it with passphrase=None")
+        return content
+    sealed = unpack(data, kind, _SEALED_FIELDS, ("protection",), allow_secret=True)
+    if passphrase is None:
+        raise ParameterError(f"{path}: protected by a passphrase; give passphrase=...")
+    parts = {name: value.tobytes() for name, value in sealed.tensors.items()}
+    key = scrypt(passphrase_bytes(passphrase), parts["kdf_salt"])
+    try:
+        inner = AESGCM(key).decrypt(parts["nonce"], parts["sealed"], _associated_data(kind, sealed.metadata))
+    except InvalidTag:
+        raise FormatError(f"{path}: wrong passphrase, or the file was altered") from None
+    return unpack(inner, kind, fields, names, allow_secret=True)

@@ -1,0 +1,304 @@
+"""Keys of the modular scheme: the secret key (B, WZ, a, Delta) and the evaluation key (B, a, Delta)."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import math
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mcfhe.container import (
+    Container,
+    TensorField,
+    pack,
+    parse_choice,
+    parse_hex,
+    parse_int,
+    read_file,
+    unpack,
+    write_file,
+)
+from mcfhe.errors import CapacityError, FormatError, MismatchError, ParameterError
+from mcfhe.keyfile import load_secret, passphrase_bytes, save_secret, scrypt
+from mcfhe.modular.csprng import RandomStream
+from mcfhe.modular.params import (
+    MAX_AMPLIFICATION,
+    MAX_LANES,
+    MAX_LIMBS,
+    MAX_SCALE,
+    Moduli,
+    draw_primes,
+    integer,
+)
+from mcfhe.spec import PROFILES
+
+# How B and WZ came about: by the operating system's CSPRNG, from a user key by HKDF, or by scrypt, then HKDF.
+DERIVATIONS = ("random", "hkdf", "scrypt+hkdf")
+# User keys of fewer bytes than this are stretched like a passphrase: they can hold too little entropy for HKDF alone.
+_MIN_KEY_BYTES = 16
+_MAX_SALT_BYTES = 64
+
+_EVALUATION_KIND = "evaluation-key"
+_EVALUATION_METADATA = ("amplification", "scale", "key_id")
+_SECRET_KIND = "secret-key"
+_SECRET_METADATA = (*_EVALUATION_METADATA, "lanes", "profile", "noise", "redundancy", "derivation")
+MODULI_FIELD = TensorField("I32", ((1, MAX_LIMBS),))
+_SECRET_FIELDS = {
+    "moduli": MODULI_FIELD,
+    "positions": TensorField("I32", ((1, MAX_LIMBS),)),
+    "salt": TensorField("U8", ((1, _MAX_SALT_BYTES),), optional=True),
+}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class EvaluationKey:
+    """What the server needs of a key and no more: the modular basis, the amplification a and the scale Delta."""
+
+    moduli: Moduli
+    amplification: int
+    scale: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "moduli", Moduli(self.moduli))
+        integer("amplification", self.amplification, 1, MAX_AMPLIFICATION)
+        integer("scale", self.scale, 1, MAX_SCALE)
+        self.moduli.require_coprime(self.amplification, self.scale)
+
+    def __repr__(self) -> str:
+        return f"EvaluationKey(limbs={len(self.moduli)}, bits={self.moduli.bits}, key_id={self.key_id[:12]})"
+
+    @property
+    def key_id(self) -> str:
+        """SHA-256, 64 hex digits, over the public values of this key: nothing of WZ enters it."""
+        state = hashlib.sha256(b"mcfhe/evaluation-key/1\0")
+        state.update(np.array([self.amplification, self.scale, *self.moduli], "<u8").tobytes())
+        return state.hexdigest()
+
+    def metadata(self) -> dict[str, str]:
+        """The container metadata that :meth:`from_container` reads back, beside the tensor ``moduli``."""
+        return {"amplification": str(self.amplification), "scale": str(self.scale), "key_id": self.key_id}
+
+    @staticmethod
+    def from_container(container: Container) -> EvaluationKey:
+        """From any container with the tensor ``moduli`` and this key's metadata. FormatError if out of range."""
+        try:
+            key = EvaluationKey(
+                Moduli(container.tensors["moduli"].tolist()),
+                parse_int(container, "amplification", 1, MAX_AMPLIFICATION),
+                parse_int(container, "scale", 1, MAX_SCALE),
+            )
+        except ParameterError as error:
+            raise FormatError(f"{container.kind}: {error}") from None
+        if (key_id := parse_hex(container, "key_id", 64)) != key.key_id:
+            raise MismatchError(f"{container.kind}: key_id {key_id[:12]} but its values give {key.key_id[:12]}")
+        return key
+
+    def to_bytes(self) -> bytes:
+        return pack(_EVALUATION_KIND, {"moduli": self.moduli.as_array().astype("<i4")}, self.metadata())
+
+    @staticmethod
+    def from_bytes(data: bytes) -> EvaluationKey:
+        """FormatError if damaged; SecretFieldError if ``data`` is a secret key."""
+        return EvaluationKey.from_container(
+            unpack(data, _EVALUATION_KIND, {"moduli": MODULI_FIELD}, _EVALUATION_METADATA)
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write atomically; McfheError if the file cannot be written."""
+        write_file(path, self.to_bytes())
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> EvaluationKey:
+        """Read what :meth:`save` wrote."""
+        return EvaluationKey.from_bytes(read_file(path, 1 << 24))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SecretKey:
+    """The client's key.
+
+    ``positions`` is WZ: w_p in 0..lanes-1 is the lane of limb p that holds the true residue. ``noise`` is the
+    exclusive upper end of e (0 or 1: none). ``redundancy`` limbs are there for error correction. ``salt`` and
+    ``derivation`` tell how B and WZ follow from a user key, if they do.
+    """
+
+    evaluation_key: EvaluationKey
+    positions: tuple[int, ...] = field(repr=False)
+    lanes: int
+    profile: str
+    noise: int
+    redundancy: int = 0
+    derivation: str = "random"
+    salt: bytes | None = None
+
+    def __post_init__(self) -> None:
+        integer("lanes", self.lanes, 1, MAX_LANES)
+        if self.profile not in PROFILES:
+            raise ParameterError(f"profile {self.profile!r}: choose one of {', '.join(PROFILES)}")
+        # e < a / 2 keeps a * PT recoverable by rounding, and every bound is proved for it.
+        integer("noise", self.noise, 0, self.amplification // 2)
+        integer("redundancy", self.redundancy, 0, len(self.moduli) - 1)
+        if self.derivation not in DERIVATIONS or (self.derivation == "random") != (self.salt is None):
+            raise ParameterError("derivation and salt do not go together: a derived key has both, a random one neither")
+        if self.salt is not None and not 1 <= len(self.salt) <= _MAX_SALT_BYTES:
+            raise ParameterError(f"salt: {len(self.salt)} bytes, 1..{_MAX_SALT_BYTES} expected")
+        # The message must not show a position, so the generic range check is not used here.
+        if len(self.positions) != len(self.moduli) or not all(0 <= w < self.lanes for w in self.positions):
+            raise ParameterError(f"positions: {len(self.moduli)} lane numbers in 0..{self.lanes - 1} expected")
+
+    @property
+    def moduli(self) -> Moduli:
+        return self.evaluation_key.moduli
+
+    @property
+    def amplification(self) -> int:
+        return self.evaluation_key.amplification
+
+    @property
+    def scale(self) -> int:
+        return self.evaluation_key.scale
+
+    @property
+    def key_id(self) -> str:
+        """The evaluation key's id: public, and nothing of WZ enters it."""
+        return self.evaluation_key.key_id
+
+    def __repr__(self) -> str:
+        return (
+            f"SecretKey(limbs={len(self.moduli)}, lanes={self.lanes}, profile={self.profile!r}, "
+            f"redundancy={self.redundancy}, key_id={self.key_id[:12]})"
+        )
+
+    @staticmethod
+    def generate(
+        *,
+        amplification: int,
+        scale: int,
+        required_product: int,
+        lanes: int = 4,
+        profile: str = "patent",
+        noise: int = 0,
+        redundancy: int = 0,
+        modulus_bits: int = 30,
+        user_key: bytes | str | None = None,
+        salt: bytes | None = None,
+        moduli: Sequence[int] | None = None,
+    ) -> SecretKey:
+        """Draw a key.
+
+        The basis grows by distinct primes of ``modulus_bits`` bits until the product of all but the
+        ``redundancy`` largest exceeds ``required_product``; ``moduli`` gives the basis instead. With
+        ``user_key`` (bytes: HKDF-SHA256; a passphrase, or fewer than 16 bytes: scrypt, then HKDF-SHA256) the
+        same user key, salt and parameters give the same B and WZ; a new salt of 16 bytes is drawn if none is
+        given. CapacityError carries both bit counts when the basis is, or would stay, too small.
+        """
+        integer("lanes", lanes, 1, MAX_LANES)
+        integer("amplification", amplification, 1, MAX_AMPLIFICATION)
+        integer("scale", scale, 1, MAX_SCALE)
+        integer("redundancy", redundancy, 0, MAX_LIMBS - 1)
+        derivation = "random"
+        moduli_stream = positions_stream = RandomStream.from_os()
+        if user_key is not None:
+            salt = secrets.token_bytes(16) if salt is None else bytes(salt)
+            derivation, secret = _stretch(user_key, salt)
+            # With the parameters in the info, keys that differ in any of them share no prime and no position.
+            info = f"lanes={lanes},bits={modulus_bits},a={amplification},scale={scale},redundancy={redundancy}".encode()
+            moduli_stream = RandomStream.from_key(secret, salt, b"mcfhe/keygen/1/moduli/" + info)
+            positions_stream = RandomStream.from_key(secret, salt, b"mcfhe/keygen/1/positions/" + info)
+        elif salt is not None:
+            raise ParameterError("salt: only a key from user_key has one")
+        if moduli is None:
+            basis = _draw_basis(moduli_stream, modulus_bits, amplification * scale, required_product, redundancy)
+        else:
+            basis = Moduli(moduli)
+            basis.require_capacity(required_product, redundancy)
+        positions = tuple(positions_stream.uniform_below(lanes, (len(basis),)).tolist())
+        key = EvaluationKey(basis, amplification, scale)
+        return SecretKey(key, positions, lanes, profile, noise, redundancy, derivation, salt)
+
+    def to_parts(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Tensors and metadata of a secret container."""
+        tensors = {
+            "moduli": self.moduli.as_array().astype("<i4"),
+            "positions": np.array(self.positions, "<i4"),
+        }
+        if self.salt is not None:
+            tensors["salt"] = np.frombuffer(self.salt, np.uint8)
+        numbers = {"lanes": self.lanes, "noise": self.noise, "redundancy": self.redundancy}
+        metadata = self.evaluation_key.metadata() | {name: str(value) for name, value in numbers.items()}
+        return tensors, {**metadata, "profile": self.profile, "derivation": self.derivation}
+
+    @staticmethod
+    def from_container(container: Container) -> SecretKey:
+        """Inverse of :meth:`to_parts`; FormatError names the field that is out of range."""
+        salt = container.tensors.get("salt")
+        try:
+            return SecretKey(
+                evaluation_key=EvaluationKey.from_container(container),
+                positions=tuple(container.tensors["positions"].tolist()),
+                lanes=parse_int(container, "lanes", 1, MAX_LANES),
+                profile=parse_choice(container, "profile", PROFILES),
+                noise=parse_int(container, "noise", 0, MAX_AMPLIFICATION),
+                redundancy=parse_int(container, "redundancy", 0, MAX_LIMBS - 1),
+                derivation=parse_choice(container, "derivation", DERIVATIONS),
+                salt=None if salt is None else salt.tobytes(),
+            )
+        except ParameterError as error:
+            raise FormatError(f"{container.kind}: {error}") from None
+
+    def to_bytes(self) -> bytes:
+        """The secret container itself, not encrypted: for storage inside another secret container."""
+        tensors, metadata = self.to_parts()
+        return pack(_SECRET_KIND, tensors, metadata, allow_secret=True)
+
+    @staticmethod
+    def from_bytes(data: bytes) -> SecretKey:
+        """Inverse of :meth:`to_bytes`."""
+        return SecretKey.from_container(unpack(data, _SECRET_KIND, _SECRET_FIELDS, _SECRET_METADATA, allow_secret=True))
+
+    def save(self, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> None:
+        """Write atomically with mode 0600; with a passphrase the content is encrypted (scrypt, AES-256-GCM)."""
+        save_secret(path, _SECRET_KIND, *self.to_parts(), passphrase)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> SecretKey:
+        """Read what :meth:`save` wrote; one FormatError for a wrong passphrase or an altered file."""
+        return SecretKey.from_container(load_secret(path, _SECRET_KIND, _SECRET_FIELDS, _SECRET_METADATA, passphrase))
+
+
+def _stretch(user_key: bytes | str, salt: bytes) -> tuple[str, bytes]:
+    """(derivation, keying material for HKDF)."""
+    if not isinstance(user_key, bytes | bytearray | str):
+        raise ParameterError(f"user_key: bytes or str expected, not {type(user_key).__name__}")
+    if not user_key:
+        raise ParameterError("user_key: empty; give 32 random bytes or a passphrase")
+    if not 1 <= len(salt) <= _MAX_SALT_BYTES:
+        raise ParameterError(f"salt: {len(salt)} bytes, 1..{_MAX_SALT_BYTES} expected")
+    if isinstance(user_key, str) or len(user_key) < _MIN_KEY_BYTES:
+        return "scrypt+hkdf", scrypt(passphrase_bytes(user_key), salt)
+    return "hkdf", bytes(user_key)
+
+
+def _draw_basis(stream: RandomStream, bits: int, coprime_to: int, required_product: int, redundancy: int) -> Moduli:
+    """Primes in drawing order until all but the ``redundancy`` largest multiply to more than ``required_product``."""
+    basis: list[int] = []
+    ascending: list[int] = []
+    held = 1
+    for prime in draw_primes(stream, bits, coprime_to):
+        basis.append(prime)
+        bisect.insort(ascending, prime)
+        held = math.prod(ascending[: max(0, len(basis) - redundancy)])
+        if len(basis) > redundancy and held > required_product:
+            return Moduli(basis)
+        if len(basis) == MAX_LIMBS:
+            break
+    raise CapacityError(
+        f"modulus_bits = {bits}, redundancy = {redundancy}: the {len(basis)} limbs there can be hold "
+        f"{held.bit_length()} bits, the program needs {required_product.bit_length()} bits; "
+        "raise modulus_bits or lower redundancy"
+    )

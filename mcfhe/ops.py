@@ -1,0 +1,217 @@
+"""Typed wrappers of the residue ops, with the shape rules torch.compile and torch.export need.
+
+Every tensor is int64. A residue tensor is ``[L, C, H, W, S]`` or ``[L, K, S]`` (limbs, channels, rows, columns,
+stream), canonical: ``0 <= r < moduli[l]``. ``moduli`` is ``[L]`` with ``2 <= b < 2**31``; entries need not be prime. The
+arithmetic is exact: what an op returns equals the same expression on Python integers, reduced modulo b.
+
+Bad shapes, dtypes, moduli, weights and per-limb constants raise RuntimeError with a message that names the argument. The range of
+``x`` is checked too: on the CPU as it is read, on CUDA by :func:`check_residues` first, which waits for the device;
+``validate=False`` leaves that out where the caller has already checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mcfhe import _extension
+from mcfhe.errors import ParameterError
+
+_extension.load()
+
+Pair = Sequence[int]
+
+
+def check_residues(x: Tensor, moduli: Tensor) -> None:
+    """Raise ParameterError unless every entry of ``x`` [L, ...] satisfies 0 <= x < moduli[l]."""
+    count = int(torch.ops.mcfhe.count_out_of_range(x, moduli))
+    if count:
+        raise ParameterError(f"x: {count} of {x.numel()} residues lie outside 0 <= r < b; reduce them first")
+
+
+def _validate(x: Tensor, moduli: Tensor, validate: bool) -> None:
+    if validate and x.is_cuda:
+        check_residues(x, moduli)
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    moduli: Tensor,
+    *,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    poly: Tensor | None = None,
+    weight_bounds: Sequence[int] | None = None,
+    validate: bool = True,
+) -> Tensor:
+    """Convolution of residues with small signed weights, then ``bias``, then the polynomial ``poly``.
+
+    ``x`` [L, C, H, W, S], ``weight`` [O, C / groups, kh, kw] with |q| < 2**31 shared by all limbs, ``bias`` residues
+    [L, O], ``poly`` residues [L, 1 or O, D + 1] of y = sum_i poly[i] * x**i with D >= 1; result [L, O, OH, OW, S]. Stride, zero
+    padding, dilation and groups as in :func:`torch.nn.functional.conv2d`.
+
+    ``weight_bounds`` = (max |q|, max over outputs of sum |q|) chooses the arithmetic; without it the op measures the
+    weights, which on CUDA waits for the device. Bounds below the truth give wrong residues.
+    """
+    _validate(x, moduli, validate)
+    return torch.ops.mcfhe.conv2d(
+        x, weight, bias, poly, moduli, list(stride), list(padding), list(dilation), groups, weight_bounds
+    )
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    moduli: Tensor,
+    *,
+    poly: Tensor | None = None,
+    weight_bounds: Sequence[int] | None = None,
+    validate: bool = True,
+) -> Tensor:
+    """``x`` [L, K, S], ``weight`` [O, K], ``bias`` [L, O] -> [L, O, S]; ``poly`` and ``weight_bounds`` as in conv2d."""
+    _validate(x, moduli, validate)
+    return torch.ops.mcfhe.linear(x, weight, bias, poly, moduli, weight_bounds)
+
+
+def sum_pool2d(
+    x: Tensor,
+    moduli: Tensor,
+    *,
+    kernel: Pair,
+    stride: Pair | None = None,
+    padding: Pair = (0, 0),
+    factor: Tensor | None = None,
+    validate: bool = True,
+) -> Tensor:
+    """Window sums of ``x`` [L, C, H, W, S] times ``factor`` [L] (residues); windows off the edge see zeros.
+
+    ``stride`` defaults to ``kernel``. Average pooling is this with factor = round(Delta / divisor).
+    """
+    _validate(x, moduli, validate)
+    return torch.ops.mcfhe.sum_pool2d(
+        x, factor, moduli, list(kernel), list(stride if stride is not None else kernel), list(padding)
+    )
+
+
+def square(x: Tensor, moduli: Tensor, *, validate: bool = True) -> Tensor:
+    """x**2 mod b, elementwise on ``x`` [L, C, ..., S]."""
+    _validate(x, moduli, validate)
+    return torch.ops.mcfhe.square(x, moduli)
+
+
+def poly(x: Tensor, coefficients: Tensor, moduli: Tensor, *, validate: bool = True) -> Tensor:
+    """sum_i coefficients[l, c, i] * x**i mod b; ``x`` [L, C, ..., S], ``coefficients`` [L, 1 or C, D + 1], D >= 1."""
+    _validate(x, moduli, validate)
+    return torch.ops.mcfhe.poly(x, coefficients, moduli)
+
+
+def align_add(
+    x: Tensor,
+    y: Tensor,
+    moduli: Tensor,
+    *,
+    x_factor: Tensor | None = None,
+    y_factor: Tensor | None = None,
+    validate: bool = True,
+) -> Tensor:
+    """x_factor * x + y_factor * y mod b for ``x``, ``y`` of one shape [L, ...] and factors [L]; no factor means 1."""
+    _validate(x, moduli, validate)
+    _validate(y, moduli, validate)
+    return torch.ops.mcfhe.align_add(x, y, x_factor, y_factor, moduli)
+
+
+def add_const(x: Tensor, constant: Tensor, moduli: Tensor, *, validate: bool = True) -> Tensor:
+    """x + constant mod b; ``x`` [L, C, ..., S], ``constant`` residues [L, 1 or C]."""
+    _validate(x, moduli, validate)
+    return torch.ops.mcfhe.add_const(x, constant, moduli)
+
+
+# --- shapes for tracing -------------------------------------------------------------------------------------------
+
+
+def _out(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+@torch.library.register_fake("mcfhe::conv2d")
+def _conv2d_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    poly: Tensor | None,
+    moduli: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    weight_bounds: list[int] | None = None,
+) -> Tensor:
+    limbs, _, height, width, stream = x.shape
+    out, _, kernel_h, kernel_w = weight.shape
+    return x.new_empty(
+        limbs,
+        out,
+        _out(height, kernel_h, stride[0], padding[0], dilation[0]),
+        _out(width, kernel_w, stride[1], padding[1], dilation[1]),
+        stream,
+    )
+
+
+@torch.library.register_fake("mcfhe::linear")
+def _linear_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    poly: Tensor | None,
+    moduli: Tensor,
+    weight_bounds: list[int] | None = None,
+) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], x.shape[2])
+
+
+@torch.library.register_fake("mcfhe::sum_pool2d")
+def _sum_pool2d_fake(
+    x: Tensor, factor: Tensor | None, moduli: Tensor, kernel: list[int], stride: list[int], padding: list[int]
+) -> Tensor:
+    limbs, channels, height, width, stream = x.shape
+    return x.new_empty(
+        limbs,
+        channels,
+        _out(height, kernel[0], stride[0], padding[0]),
+        _out(width, kernel[1], stride[1], padding[1]),
+        stream,
+    )
+
+
+@torch.library.register_fake("mcfhe::square")
+def _square_fake(x: Tensor, moduli: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("mcfhe::poly")
+def _poly_fake(x: Tensor, coefficients: Tensor, moduli: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("mcfhe::align_add")
+def _align_add_fake(
+    x: Tensor, y: Tensor, x_factor: Tensor | None, y_factor: Tensor | None, moduli: Tensor
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("mcfhe::add_const")
+def _add_const_fake(x: Tensor, constant: Tensor, moduli: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("mcfhe::count_out_of_range")
+def _count_out_of_range_fake(x: Tensor, moduli: Tensor) -> Tensor:
+    return x.new_empty(())

@@ -1,0 +1,150 @@
+"""What a client needs to know of a program, and no more: no weights, no layers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from mcfhe.errors import FormatError, ParameterError
+from mcfhe.graph.order import Order
+
+SPEC_FORMAT = "mcfhe/client-spec"
+SPEC_VERSION = 1
+PROFILES = ("patent", "hardened")
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSpec:
+    """How one profile's numbers come in and go out.
+
+    ``output_bound`` is proved for every image in the input range and all noise below ``max_noise``:
+    |V| <= output_bound for every score V.
+    """
+
+    input_order: Order
+    output_order: Order
+    output_bound: int
+    max_noise: int  # noise is drawn from 0 <= e < noise <= max_noise
+
+    def required_bits(self, guard_bits: int) -> int:
+        """Bits that the product of the moduli must exceed: prod(b) > 2 * bound * 2**guard."""
+        return (self.required_product(guard_bits)).bit_length()
+
+    def required_product(self, guard_bits: int) -> int:
+        """The product of the N smallest moduli must be greater than this."""
+        return max(1, 2 * self.output_bound) << guard_bits
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSpec:
+    """The client's half of a program.
+
+    ``table[c][u]`` is round(Delta * (u / 255 - mean_c) / std_c), ties to even, computed in float64 by the
+    server, shipped as integers so that every client agrees bit for bit.
+    """
+
+    program_id: str
+    input_shape: tuple[int, int, int]
+    scale_bits: int
+    amplification: int
+    modulus_bits: int
+    guard_bits: int
+    table: tuple[tuple[int, ...], ...]
+    labels: tuple[str, ...]
+    profiles: dict[str, ProfileSpec]
+
+    @property
+    def scale(self) -> int:
+        """Delta."""
+        return 1 << self.scale_bits
+
+    def profile(self, name: str) -> ProfileSpec:
+        try:
+            return self.profiles[name]
+        except KeyError:
+            raise ParameterError(f"profile {name!r}: choose one of {', '.join(sorted(self.profiles))}") from None
+
+    def to_json(self) -> str:
+        """Canonical JSON: big integers as decimal strings, keys sorted."""
+        body: dict[str, Any] = {
+            "format": SPEC_FORMAT,
+            "version": SPEC_VERSION,
+            "program_id": self.program_id,
+            "input_shape": list(self.input_shape),
+            "scale_bits": self.scale_bits,
+            "amplification": self.amplification,
+            "modulus_bits": self.modulus_bits,
+            "guard_bits": self.guard_bits,
+            "table": [list(row) for row in self.table],
+            "labels": list(self.labels),
+            "profiles": {
+                name: {
+                    "input_order": [p.input_order.t, p.input_order.k],
+                    "output_order": [p.output_order.t, p.output_order.k],
+                    "output_bound": str(p.output_bound),
+                    "max_noise": p.max_noise,
+                }
+                for name, p in self.profiles.items()
+            },
+        }
+        return json.dumps(body, sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> ClientSpec:
+        """Parse and validate; FormatError names the field that is wrong."""
+        try:
+            body = json.loads(text)
+        except ValueError as error:
+            raise FormatError(f"client spec: not JSON ({error}); fetch it again from the program") from None
+        if not isinstance(body, dict) or body.get("format") != SPEC_FORMAT:
+            raise FormatError("client spec: field 'format' is not 'mcfhe/client-spec'")
+        if body.get("version") != SPEC_VERSION:
+            raise FormatError(f"client spec: version {body.get('version')!r}, this build reads {SPEC_VERSION}")
+        try:
+            spec = ClientSpec(
+                program_id=str(body["program_id"]),
+                input_shape=tuple(int(v) for v in body["input_shape"]),  # type: ignore[arg-type]
+                scale_bits=int(body["scale_bits"]),
+                amplification=int(body["amplification"]),
+                modulus_bits=int(body["modulus_bits"]),
+                guard_bits=int(body["guard_bits"]),
+                table=tuple(tuple(int(v) for v in row) for row in body["table"]),
+                labels=tuple(str(v) for v in body["labels"]),
+                profiles={
+                    str(name): ProfileSpec(
+                        input_order=Order(*(int(v) for v in p["input_order"])),
+                        output_order=Order(*(int(v) for v in p["output_order"])),
+                        output_bound=int(p["output_bound"]),
+                        max_noise=int(p["max_noise"]),
+                    )
+                    for name, p in body["profiles"].items()
+                },
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(f"client spec: field missing or of the wrong type ({error})") from None
+        spec._validate()
+        return spec
+
+    def _validate(self) -> None:
+        if len(self.input_shape) != 3 or any(not 1 <= v <= 1 << 16 for v in self.input_shape):
+            raise FormatError(f"client spec: input_shape {self.input_shape} is not (C, H, W)")
+        if len(self.table) != self.input_shape[0] or any(len(row) != 256 for row in self.table):
+            raise FormatError("client spec: table must hold 256 integers per input channel")
+        for field, value, low, high in (
+            ("scale_bits", self.scale_bits, 1, 30),
+            ("amplification", self.amplification, 1, 1 << 20),
+            ("modulus_bits", self.modulus_bits, 8, 31),
+            ("guard_bits", self.guard_bits, 0, 256),
+            ("labels", len(self.labels), 1, 1 << 20),
+        ):
+            if not low <= value <= high:
+                raise FormatError(f"client spec: {field} = {value} is outside {low}..{high}")
+        for name, profile in self.profiles.items():
+            if name not in PROFILES or profile.output_bound < 0 or not 0 <= profile.max_noise <= self.amplification:
+                raise FormatError(f"client spec: profile {name!r} is unknown or its bounds are out of range")
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, hex."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
