@@ -7,7 +7,6 @@ MAX_JOBS mean what they mean to torch; both get a default here.
 from __future__ import annotations
 
 import os
-import platform
 from pathlib import Path
 
 import torch
@@ -43,8 +42,6 @@ def extension() -> CppExtension:
     sources = relative("*.cpp") + relative("cpu/*.cpp")
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), ("Py_LIMITED_API", PY_LIMITED_API)]
     host = ["-std=c++20", "-O3", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
-    if platform.machine() in ("x86_64", "AMD64"):
-        host.append("-Wno-maybe-uninitialized")  # GCC 12's own AVX-512 header warns otherwise (GCC bug 105593)
     flags = {"cxx": host}
     if cuda:
         sources += relative("cuda/*.cpp") + relative("cuda/*.cu")

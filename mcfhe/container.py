@@ -161,6 +161,13 @@ def read_header(data: bytes, max_header: int = MAX_HEADER_BYTES) -> Header:
     return Header(metadata, tensors, size)
 
 
+def as_bytes(data: bytes | bytearray | memoryview) -> bytes:
+    """Bytes of any buffer; FormatError for anything else (``bytes(n)`` of an int would allocate n bytes)."""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise FormatError(f"container: bytes expected, not {type(data).__name__}")
+    return bytes(data)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     body = dict(pairs)
     if len(body) != len(pairs):

@@ -13,6 +13,7 @@ import torch
 from mcfhe.container import (
     MAX_FILE_BYTES,
     TensorField,
+    as_bytes,
     pack,
     parse_choice,
     parse_hex,
@@ -22,7 +23,7 @@ from mcfhe.container import (
     write_file,
 )
 from mcfhe.errors import FormatError, MismatchError
-from mcfhe.modular.keys import MODULI_FIELD, EvaluationKey
+from mcfhe.modular.evaluation_key import KEY_METADATA, MODULI_FIELD, EvaluationKey
 from mcfhe.modular.params import MAX_LANES, MAX_LIMBS
 from mcfhe.spec import PROFILES
 
@@ -36,7 +37,7 @@ _REQUEST_FIELDS = {
     "public_key": TensorField("I32", ((1, MAX_LIMBS), (1, MAX_STREAMS)), optional=True),
     "moduli": MODULI_FIELD,
 }
-_REQUEST_METADATA = ("program_id", "key_id", "request_id", "lanes", "profile", "amplification", "scale")
+_REQUEST_METADATA = (*KEY_METADATA, "program_id", "request_id", "lanes", "profile")
 _RESPONSE_KIND = "response"
 _RESPONSE_FIELDS = {
     "residues": TensorField("I32", ((0, MAX_LIMBS), (1, MAX_LABELS), (1, MAX_STREAMS))),
@@ -119,7 +120,7 @@ class Request:
     @staticmethod
     def from_bytes(data: bytes | bytearray | memoryview) -> Request:
         """Parse and validate every field; FormatError, SecretFieldError or MismatchError otherwise."""
-        content = unpack(bytes(data), _REQUEST_KIND, _REQUEST_FIELDS, _REQUEST_METADATA)
+        content = unpack(as_bytes(data), _REQUEST_KIND, _REQUEST_FIELDS, _REQUEST_METADATA)
         key = EvaluationKey.from_container(content)
         for name in ("ciphertext", "public_key"):
             if name in content.tensors and len(content.tensors[name]) == len(key.moduli):
@@ -205,7 +206,7 @@ class Response:
     @staticmethod
     def from_bytes(data: bytes | bytearray | memoryview) -> Response:
         """Parse and validate every field; FormatError otherwise. The client's decrypt checks r < b_p."""
-        content = unpack(bytes(data), _RESPONSE_KIND, _RESPONSE_FIELDS, _RESPONSE_METADATA)
+        content = unpack(as_bytes(data), _RESPONSE_KIND, _RESPONSE_FIELDS, _RESPONSE_METADATA)
         residues = content.tensors["residues"]
         if residues.size and int(residues.min()) < 0:
             raise FormatError("response: residues holds a negative value; canonical residues are 0 <= r < b_p")
@@ -278,7 +279,7 @@ def _check_residues(kind: str, name: str, array: np.ndarray, key: EvaluationKey)
 
 
 def _narrow(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().cpu().contiguous().to(torch.int32).numpy().astype("<i4", copy=False)
+    return tensor.detach().cpu().numpy().astype("<i4")
 
 
 def _widen(array: np.ndarray) -> torch.Tensor:

@@ -5,6 +5,10 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
+// GCC 12 warns about its own AVX-512 header (GCC bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 
@@ -24,4 +28,5 @@ const KernelTable kAvx512Kernels = {
 }  // namespace mcfhe::cpu
 
 #pragma GCC pop_options
+#pragma GCC diagnostic pop
 #endif

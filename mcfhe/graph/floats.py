@@ -29,11 +29,11 @@ def _evaluate(node: Node, inputs: list[Tensor]) -> Tensor:
             bias = None if node.bias is None else torch.from_numpy(node.bias)
             return functional.linear(x, torch.from_numpy(node.weight), bias)
         case AvgPool2d():
-            return functional.avg_pool2d(
-                x, node.kernel, node.stride, node.padding, divisor_override=1
-            ) / node.divisor
+            return functional.avg_pool2d(x, node.kernel, node.stride, node.padding, divisor_override=1) / node.divisor
         case Poly():
-            terms = torch.from_numpy(node.coefficients).reshape(1, -1, *(1,) * (x.dim() - 2), node.coefficients.shape[1])
+            terms = torch.from_numpy(node.coefficients).reshape(
+                1, -1, *(1,) * (x.dim() - 2), node.coefficients.shape[1]
+            )
             y = terms[..., -1].expand_as(x)
             for i in range(node.coefficients.shape[1] - 2, -1, -1):
                 y = y * x + terms[..., i]

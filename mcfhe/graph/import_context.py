@@ -69,7 +69,9 @@ class Context:
             self.refuse(f"has a {what} that depends on the image; only constants can be used there")
         array = np.array(torch.as_tensor(value).detach().cpu().to(torch.float64).numpy())
         if not np.isfinite(array).all():
-            raise ParameterError(f"{self.where}: its {what} holds NaN or infinity; train again or repair the checkpoint")
+            raise ParameterError(
+                f"{self.where}: its {what} holds NaN or infinity; train again or repair the checkpoint"
+            )
         return array
 
     def coefficients(self, value: Any, like: Value) -> np.ndarray:
@@ -79,7 +81,9 @@ class Context:
         try:
             values = np.broadcast_to(self.array(value, "constant"), full)
         except ValueError:
-            self.refuse(f"combines {full[1:]} with a constant of shape {tuple(value.shape)}; use one number per channel")
+            self.refuse(
+                f"combines {full[1:]} with a constant of shape {tuple(value.shape)}; use one number per channel"
+            )
         by_channel = values[0].reshape(shape[0], -1)[:, :1]
         if not (values == by_channel.reshape(shape[0], *(1,) * (len(shape) - 1))).all():
             self.refuse("has a constant that differs between positions; use one number per channel")

@@ -51,7 +51,9 @@ def _avg_pool2d(
     size = context.builder.shapes[context.node(self)][1:]
     floor = tuple(window_count(*axis) for axis in zip(size, kernel, steps, pads, strict=True))
     if context.output_shape is not None and tuple(context.output_shape[2:]) != floor:
-        context.refuse(f"has ceil_mode=True and windows that overhang {size}; use ceil_mode=False, or sizes that divide")
+        context.refuse(
+            f"has ceil_mode=True and windows that overhang {size}; use ceil_mode=False, or sizes that divide"
+        )
     inside = all(_inside(*axis) for axis in zip(size, kernel, steps, pads, strict=True))
     if divisor_override is None and not count_include_pad and not inside:
         context.refuse("divides windows at the border by fewer pixels; use count_include_pad=True or padding=0")

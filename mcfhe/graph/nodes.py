@@ -173,7 +173,9 @@ def infer_shape(node: Node, inputs: Sequence[Shape]) -> Shape:
         case AvgPool2d():
             _require(type(node.divisor) is int and node.divisor >= 1, node, f"divisor {node.divisor!r} is not positive")
             # torch's rule; with more padding some windows would hold nothing but zeros
-            _require(all(2 * p <= k for p, k in zip(node.padding, node.kernel, strict=True)), node, "padding > kernel / 2")
+            _require(
+                all(2 * p <= k for p, k in zip(node.padding, node.kernel, strict=True)), node, "padding > kernel / 2"
+            )
             return _map_shape(node, inputs[0], inputs[0][0], node.kernel, node.stride, node.padding, (1, 1))
         case Poly():
             c = node.coefficients
@@ -211,7 +213,9 @@ def _map_shape(
     dilation: tuple[int, int],
 ) -> Shape:
     _require(len(shape) == 3, node, f"needs a feature map (C, H, W), given {shape}")
-    _require(min(*kernel, *stride, *dilation) >= 1 and min(padding) >= 0, node, "kernel, stride or padding out of range")
+    _require(
+        min(*kernel, *stride, *dilation) >= 1 and min(padding) >= 0, node, "kernel, stride or padding out of range"
+    )
     size = tuple(window_count(*axis) for axis in zip(shape[1:], kernel, stride, padding, dilation, strict=True))
     _require(min(size) >= 1, node, f"kernel {kernel} is larger than its input {shape}")
     return (channels, *size)

@@ -11,7 +11,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Input, Linear, Node, Poly, Shape, infer_shape
+from mcfhe.graph.nodes import (
+    Add,
+    AvgPool2d,
+    Concat,
+    Conv2d,
+    Flatten,
+    Graph,
+    Input,
+    Linear,
+    Node,
+    Poly,
+    Shape,
+    infer_shape,
+)
 
 IDENTITY = np.array([[0.0, 1.0]])
 

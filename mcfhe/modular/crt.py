@@ -70,7 +70,7 @@ class CrtBasis:
 
     def _weigh(self, halves: np.ndarray) -> np.ndarray:
         """int64 [K, digits]: for every column of ``halves``, below 2**16, its sum over limbs times B / b_p."""
-        return (torch.from_numpy(halves).double().T @ self._digits).long().numpy()
+        return (torch.from_numpy(halves.astype(np.float64)).T @ self._digits).numpy().astype(np.int64)
 
 
 @functools.lru_cache(maxsize=16)

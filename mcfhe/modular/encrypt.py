@@ -156,7 +156,8 @@ def _plain(pixels: np.ndarray, table: Sequence[Sequence[int]], shape: Sequence[i
     """Table values of all pixels: object [batch, C, H, W]."""
     batch, channels, height, width = shape
     rows = [np.array(row, object)[pixels[channel]] for channel, row in enumerate(table)]
-    return np.stack(rows).reshape(channels, height, width, batch).transpose(3, 0, 1, 2)
+    plain: np.ndarray = np.stack(rows).reshape(channels, height, width, batch).transpose(3, 0, 1, 2)
+    return plain
 
 
 def _as_ciphertext(out: np.ndarray, shape: Sequence[int]) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import hashlib
 import math
 import os
 import secrets
@@ -12,30 +11,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mcfhe.container import (
-    Container,
-    TensorField,
-    pack,
-    parse_choice,
-    parse_hex,
-    parse_int,
-    read_file,
-    unpack,
-    write_file,
-)
-from mcfhe.errors import CapacityError, FormatError, MismatchError, ParameterError
+from mcfhe.container import Container, TensorField, pack, parse_choice, parse_int, unpack
+from mcfhe.errors import CapacityError, FormatError, ParameterError
 from mcfhe.keyfile import load_secret, passphrase_bytes, save_secret, scrypt
 from mcfhe.modular.csprng import RandomStream
-from mcfhe.modular.params import (
-    MAX_AMPLIFICATION,
-    MAX_LANES,
-    MAX_LIMBS,
-    MAX_SCALE,
-    Moduli,
-    draw_primes,
-    integer,
-)
+from mcfhe.modular.evaluation_key import KEY_METADATA, MODULI_FIELD, EvaluationKey
+from mcfhe.modular.params import MAX_AMPLIFICATION, MAX_LANES, MAX_LIMBS, MAX_SCALE, Moduli, draw_primes, integer
 from mcfhe.spec import PROFILES
+
+__all__ = ["DERIVATIONS", "EvaluationKey", "SecretKey"]
 
 # How B and WZ came about: by the operating system's CSPRNG, from a user key by HKDF, or by scrypt, then HKDF.
 DERIVATIONS = ("random", "hkdf", "scrypt+hkdf")
@@ -43,79 +27,13 @@ DERIVATIONS = ("random", "hkdf", "scrypt+hkdf")
 _MIN_KEY_BYTES = 16
 _MAX_SALT_BYTES = 64
 
-_EVALUATION_KIND = "evaluation-key"
-_EVALUATION_METADATA = ("amplification", "scale", "key_id")
 _SECRET_KIND = "secret-key"
-_SECRET_METADATA = (*_EVALUATION_METADATA, "lanes", "profile", "noise", "redundancy", "derivation")
-MODULI_FIELD = TensorField("I32", ((1, MAX_LIMBS),))
+_SECRET_METADATA = (*KEY_METADATA, "lanes", "profile", "noise", "redundancy", "derivation")
 _SECRET_FIELDS = {
     "moduli": MODULI_FIELD,
     "positions": TensorField("I32", ((1, MAX_LIMBS),)),
     "salt": TensorField("U8", ((1, _MAX_SALT_BYTES),), optional=True),
 }
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class EvaluationKey:
-    """What the server needs of a key and no more: the modular basis, the amplification a and the scale Delta."""
-
-    moduli: Moduli
-    amplification: int
-    scale: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "moduli", Moduli(self.moduli))
-        integer("amplification", self.amplification, 1, MAX_AMPLIFICATION)
-        integer("scale", self.scale, 1, MAX_SCALE)
-        self.moduli.require_coprime(self.amplification, self.scale)
-
-    def __repr__(self) -> str:
-        return f"EvaluationKey(limbs={len(self.moduli)}, bits={self.moduli.bits}, key_id={self.key_id[:12]})"
-
-    @property
-    def key_id(self) -> str:
-        """SHA-256, 64 hex digits, over the public values of this key: nothing of WZ enters it."""
-        state = hashlib.sha256(b"mcfhe/evaluation-key/1\0")
-        state.update(np.array([self.amplification, self.scale, *self.moduli], "<u8").tobytes())
-        return state.hexdigest()
-
-    def metadata(self) -> dict[str, str]:
-        """The container metadata that :meth:`from_container` reads back, beside the tensor ``moduli``."""
-        return {"amplification": str(self.amplification), "scale": str(self.scale), "key_id": self.key_id}
-
-    @staticmethod
-    def from_container(container: Container) -> EvaluationKey:
-        """From any container with the tensor ``moduli`` and this key's metadata. FormatError if out of range."""
-        try:
-            key = EvaluationKey(
-                Moduli(container.tensors["moduli"].tolist()),
-                parse_int(container, "amplification", 1, MAX_AMPLIFICATION),
-                parse_int(container, "scale", 1, MAX_SCALE),
-            )
-        except ParameterError as error:
-            raise FormatError(f"{container.kind}: {error}") from None
-        if (key_id := parse_hex(container, "key_id", 64)) != key.key_id:
-            raise MismatchError(f"{container.kind}: key_id {key_id[:12]} but its values give {key.key_id[:12]}")
-        return key
-
-    def to_bytes(self) -> bytes:
-        return pack(_EVALUATION_KIND, {"moduli": self.moduli.as_array().astype("<i4")}, self.metadata())
-
-    @staticmethod
-    def from_bytes(data: bytes) -> EvaluationKey:
-        """FormatError if damaged; SecretFieldError if ``data`` is a secret key."""
-        return EvaluationKey.from_container(
-            unpack(data, _EVALUATION_KIND, {"moduli": MODULI_FIELD}, _EVALUATION_METADATA)
-        )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write atomically; McfheError if the file cannot be written."""
-        write_file(path, self.to_bytes())
-
-    @staticmethod
-    def load(path: str | os.PathLike[str]) -> EvaluationKey:
-        """Read what :meth:`save` wrote."""
-        return EvaluationKey.from_bytes(read_file(path, 1 << 24))
 
 
 @dataclass(frozen=True, slots=True, repr=False)

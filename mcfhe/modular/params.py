@@ -6,13 +6,15 @@ import functools
 import math
 import operator
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from mcfhe.errors import CapacityError, ParameterError
-from mcfhe.modular.csprng import RandomStream
+
+if TYPE_CHECKING:
+    from mcfhe.modular.csprng import RandomStream
 
 MAX_MODULUS = (1 << 31) - 1
 MAX_LIMBS = 4096

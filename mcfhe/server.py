@@ -1,0 +1,104 @@
+"""The server: holds a program, evaluates requests, never sees a secret.
+
+It imports neither the client nor any secret-key code, and the containers it reads are refused if they hold secret fields.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+
+import torch
+
+from mcfhe import ops
+from mcfhe.engine import Binding, Engine, physical_memory
+from mcfhe.errors import CapacityError, MismatchError, ParameterError
+from mcfhe.modular.evaluation_key import EvaluationKey
+from mcfhe.program import Program
+from mcfhe.wire import Request, Response
+
+# Bindings kept for returning clients, per profile. Each holds the program's constants modulo one client's limbs.
+MAX_BINDINGS = 32
+# Residues of a whole response and the request it answers may take this share of RAM.
+MEMORY_SHARE = 0.25
+
+
+class Server:
+    """Evaluates requests for one program on one device ("cpu", "cuda", "cuda:1").
+
+    ``tile_bytes`` bounds the residues that are alive at once inside the network (see :class:`mcfhe.engine.Engine`).
+    Thread-safe; concurrent calls share the weights and the bound constants.
+    """
+
+    def __init__(self, program: Program, device: str | torch.device = "cpu", tile_bytes: int | None = None) -> None:
+        self.program = program
+        self.device = torch.device(device)
+        self._engines = {
+            profile: Engine(program.integer_program(profile), self.device, tile_bytes)
+            for profile in program.client_spec().profiles
+        }
+        self._bindings: OrderedDict[tuple[str, str], Binding] = OrderedDict()
+        self._lock = Lock()
+
+    def __repr__(self) -> str:
+        return f"Server(program_id={self.program.program_id[:12]}, device={str(self.device)!r})"
+
+    def check(self, request: Request) -> None:
+        """Refuse a request this program cannot answer; the message names the field and both values.
+
+        MismatchError for another program, ParameterError for an amplification, scale or image shape the program does not
+        prescribe, CapacityError for moduli whose product the proved output bound does not fit.
+        """
+        spec, key = self.program.client_spec(), request.evaluation_key
+        if request.program_id != self.program.program_id:
+            raise MismatchError(
+                f"request is for program {request.program_id[:12]}, this server runs {self.program.program_id[:12]}; "
+                "encrypt with this program's client spec"
+            )
+        for name, prescribed, found in (
+            ("amplification", spec.amplification, key.amplification),
+            ("scale", spec.scale, key.scale),
+        ):
+            if prescribed != found:
+                raise ParameterError(f"evaluation key: {name} is {found}, the program prescribes {prescribed}")
+        shape = tuple(request.ciphertext.shape[1:4])
+        if shape != tuple(spec.input_shape):
+            raise ParameterError(f"request: images of shape {list(shape)}, the program takes {list(spec.input_shape)}")
+        bounds = spec.profile(request.profile)
+        required = bounds.required_product(spec.guard_bits)
+        if key.moduli.product <= required:
+            raise CapacityError(
+                f"evaluation key: its moduli multiply to {key.moduli.product.bit_length()} bits, the program needs "
+                f"{required.bit_length()} in the {request.profile} profile; generate the key from this program's client spec"
+            )
+        limit = int(physical_memory() * MEMORY_SHARE)
+        answer = len(key.moduli) * len(spec.labels) * request.ciphertext.shape[-1] * 8
+        if answer > limit:
+            raise ParameterError(f"request: its scores alone take {answer} bytes, over the limit of {limit}; send fewer images")
+
+    def bind(self, key: EvaluationKey, profile: str) -> Binding:
+        """The program's constants modulo the key's limbs, from the cache where they are there."""
+        slot = (key.key_id, profile)
+        with self._lock:
+            if slot in self._bindings:
+                self._bindings.move_to_end(slot)
+                return self._bindings[slot]
+        binding = self._engines[profile].bind(tuple(key.moduli))
+        with self._lock:
+            self._bindings[slot] = binding
+            while len(self._bindings) > MAX_BINDINGS:
+                self._bindings.popitem(last=False)
+        return binding
+
+    def evaluate(self, request: Request, progress: Callable[[float], None] | None = None) -> Response:
+        """Run the network on every lane of every limb -> the scores' residues, int64 [N, labels, batch * M].
+
+        Raises as :meth:`check` does, and ParameterError for residues outside 0 <= r < b. ``progress`` is called with the
+        finished share, 0..1.
+        """
+        self.check(request)
+        binding = self.bind(request.evaluation_key, request.profile)
+        ops.check_residues(request.ciphertext, binding.moduli.to(request.ciphertext.device))
+        residues = self._engines[request.profile].run(binding, request.ciphertext, progress)
+        return Response.for_request(request, residues)

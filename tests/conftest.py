@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+Residues = Callable[..., Tensor]
+
+
+@pytest.fixture
+def residues() -> Residues:
+    """residues(moduli, *shape): int64 [L, *shape], uniform below each modulus, with 0, 1 and b - 1 among them."""
+    generator = torch.Generator().manual_seed(20240607)
+
+    def draw(moduli: Tensor | tuple[int, ...], *shape: int) -> Tensor:
+        rows = []
+        for b in torch.as_tensor(moduli).tolist():
+            row = torch.randint(0, b, shape, generator=generator)
+            flat = row.view(-1)
+            for i, edge in enumerate((0, 1, b - 1)):
+                if flat.numel() > 3 * i:
+                    flat[3 * i] = edge
+            rows.append(row)
+        return torch.stack(rows) if rows else torch.empty(0, *shape, dtype=torch.int64)
+
+    return draw
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no CUDA device: torch.cuda.is_available() is False")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
