@@ -62,7 +62,8 @@ test: setup
 	MCFHE_REPORT=$(REPORTS)/test.json $(PY) -m pytest
 
 bench: setup
-	$(PY) -m benchmarks.run
+	mkdir -p $(REPORTS)
+	$(PY) -m pytest benchmarks --benchmark-enable --benchmark-disable-gc --benchmark-json=$(REPORTS)/pytest-benchmark.json --benchmark-columns=median,iqr,rounds
 
 lint: setup
 	@$(call judged,lint,$(BIN)/ruff check .)

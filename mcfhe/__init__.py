@@ -30,7 +30,31 @@ _HOME = {
 }
 _MODULES = ("activations", "datasets", "errors", "models", "modular", "ops", "reference", "train")
 
-__all__ = ["__version__", *sorted(_HOME), *_MODULES]  # noqa: PLE0604
+__all__ = [
+    "BuildError",
+    "Client",
+    "ClientSpec",
+    "EvaluationKey",
+    "McfheError",
+    "PolyActivation",
+    "Program",
+    "Request",
+    "Response",
+    "SecretKey",
+    "Server",
+    "__version__",
+    "activations",
+    "build_info",
+    "compile",
+    "datasets",
+    "errors",
+    "load_program",
+    "models",
+    "modular",
+    "ops",
+    "reference",
+    "train",
+]
 
 if TYPE_CHECKING:
     from mcfhe import activations, datasets, errors, models, modular, ops, reference, train

@@ -17,6 +17,7 @@ import math
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,15 +266,19 @@ def parse_choice(container: Container, name: str, choices: Iterable[str]) -> str
 def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """Whole content of a regular file of at most ``max_bytes``; McfheError says why it could not be read."""
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        # Without O_NONBLOCK a named pipe would be waited for, for ever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            status = os.fstat(file.fileno())
+            size = status.st_size
+            if not stat.S_ISREG(status.st_mode):
+                raise FormatError(f"{path}: not a regular file")
             if size > max_bytes:
                 raise FormatError(f"{path}: {size} bytes, more than the {max_bytes} that are read")
             data = file.read(size + 1)
     except OSError as error:
         raise McfheError(f"{path}: cannot be read ({error.strerror})") from None
     if len(data) != size:
-        raise FormatError(f"{path}: changed while it was read, or is not a regular file")
+        raise FormatError(f"{path}: changed while it was read; try again")
     return data
 
 

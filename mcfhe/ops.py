@@ -1,12 +1,12 @@
 """Typed wrappers of the residue ops, with the shape rules torch.compile and torch.export need.
 
 Every tensor is int64. A residue tensor is ``[L, C, H, W, S]`` or ``[L, K, S]`` (limbs, channels, rows, columns,
-stream), canonical: ``0 <= r < moduli[l]``. ``moduli`` is ``[L]`` with ``2 <= b < 2**31``; entries need not be prime. The
-arithmetic is exact: what an op returns equals the same expression on Python integers, reduced modulo b.
+stream), canonical: ``0 <= r < moduli[l]``. ``moduli`` is ``[L]`` with ``2 <= b < 2**31``; entries need not be prime.
+The arithmetic is exact: what an op returns equals the same expression on Python integers, reduced modulo b.
 
-Bad shapes, dtypes, moduli, weights and per-limb constants raise RuntimeError with a message that names the argument. The range of
-``x`` is checked too: on the CPU as it is read, on CUDA by :func:`check_residues` first, which waits for the device;
-``validate=False`` leaves that out where the caller has already checked.
+Bad shapes, dtypes, moduli, weights and per-limb constants raise RuntimeError with a message that names the argument.
+The range of ``x`` is checked too: on the CPU as it is read, on CUDA by :func:`check_residues` first, which waits for
+the device; ``validate=False`` leaves that out where the caller has already checked.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def conv2d(
     """Convolution of residues with small signed weights, then ``bias``, then the polynomial ``poly``.
 
     ``x`` [L, C, H, W, S], ``weight`` [O, C / groups, kh, kw] with |q| < 2**31 shared by all limbs, ``bias`` residues
-    [L, O], ``poly`` residues [L, 1 or O, D + 1] of y = sum_i poly[i] * x**i with D >= 1; result [L, O, OH, OW, S]. Stride, zero
-    padding, dilation and groups as in :func:`torch.nn.functional.conv2d`.
+    [L, O], ``poly`` residues [L, 1 or O, D + 1] of y = sum_i poly[i] * x**i with D >= 1; result [L, O, OH, OW, S].
+    Stride, zero padding, dilation and groups as in :func:`torch.nn.functional.conv2d`.
 
     ``weight_bounds`` = (max |q|, max over outputs of sum |q|) chooses the arithmetic; without it the op measures the
     weights, which on CUDA waits for the device. Bounds below the truth give wrong residues.
@@ -201,9 +201,7 @@ def _poly_fake(x: Tensor, coefficients: Tensor, moduli: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("mcfhe::align_add")
-def _align_add_fake(
-    x: Tensor, y: Tensor, x_factor: Tensor | None, y_factor: Tensor | None, moduli: Tensor
-) -> Tensor:
+def _align_add_fake(x: Tensor, y: Tensor, x_factor: Tensor | None, y_factor: Tensor | None, moduli: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 

@@ -57,9 +57,7 @@ def conv2d(
     return y
 
 
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, moduli: Tensor, *, poly: Tensor | None = None
-) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, moduli: Tensor, *, poly: Tensor | None = None) -> Tensor:
     """See :func:`mcfhe.ops.linear`."""
     image = x.reshape(x.shape[0], x.shape[1], 1, 1, x.shape[2])
     y = conv2d(image, weight.reshape(*weight.shape, 1, 1), bias, moduli, poly=poly)

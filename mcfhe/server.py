@@ -1,6 +1,6 @@
 """The server: holds a program, evaluates requests, never sees a secret.
 
-It imports neither the client nor any secret-key code, and the containers it reads are refused if they hold secret fields.
+It imports neither the client nor any secret-key code, and containers with secret fields are refused on reading.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from threading import Lock
 import torch
 
 from mcfhe import ops
-from mcfhe.engine import Binding, Engine, physical_memory
+from mcfhe.engine import Binding, Engine
 from mcfhe.errors import CapacityError, MismatchError, ParameterError
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.program import Program
@@ -20,8 +20,6 @@ from mcfhe.wire import Request, Response
 
 # Bindings kept for returning clients, per profile. Each holds the program's constants modulo one client's limbs.
 MAX_BINDINGS = 32
-# Residues of a whole response and the request it answers may take this share of RAM.
-MEMORY_SHARE = 0.25
 
 
 class Server:
@@ -47,8 +45,8 @@ class Server:
     def check(self, request: Request) -> None:
         """Refuse a request this program cannot answer; the message names the field and both values.
 
-        MismatchError for another program, ParameterError for an amplification, scale or image shape the program does not
-        prescribe, CapacityError for moduli whose product the proved output bound does not fit.
+        MismatchError for another program, ParameterError for an amplification, scale or image shape the program does
+        not prescribe, CapacityError for moduli whose product the proved output bound does not fit.
         """
         spec, key = self.program.client_spec(), request.evaluation_key
         if request.program_id != self.program.program_id:
@@ -70,12 +68,8 @@ class Server:
         if key.moduli.product <= required:
             raise CapacityError(
                 f"evaluation key: its moduli multiply to {key.moduli.product.bit_length()} bits, the program needs "
-                f"{required.bit_length()} in the {request.profile} profile; generate the key from this program's client spec"
+                f"{required.bit_length()} in the {request.profile} profile; generate the key from this program's spec"
             )
-        limit = int(physical_memory() * MEMORY_SHARE)
-        answer = len(key.moduli) * len(spec.labels) * request.ciphertext.shape[-1] * 8
-        if answer > limit:
-            raise ParameterError(f"request: its scores alone take {answer} bytes, over the limit of {limit}; send fewer images")
 
     def bind(self, key: EvaluationKey, profile: str) -> Binding:
         """The program's constants modulo the key's limbs, from the cache where they are there."""
@@ -94,8 +88,8 @@ class Server:
     def evaluate(self, request: Request, progress: Callable[[float], None] | None = None) -> Response:
         """Run the network on every lane of every limb -> the scores' residues, int64 [N, labels, batch * M].
 
-        Raises as :meth:`check` does, and ParameterError for residues outside 0 <= r < b. ``progress`` is called with the
-        finished share, 0..1.
+        Raises as :meth:`check` does, and ParameterError for residues outside 0 <= r < b. ``progress`` is called with
+        the finished share, 0..1.
         """
         self.check(request)
         binding = self.bind(request.evaluation_key, request.profile)

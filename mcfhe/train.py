@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mcfhe import datasets, models
 from mcfhe.activations import PolyActivation
 from mcfhe.cards import ModelCard
 from mcfhe.datasets import Dataset
 from mcfhe.errors import ParameterError
+from mcfhe.scoring import accuracy, normalise, statistics
 
 AUGMENTATIONS = ("none", "shift", "shift-flip")
 MAX_SHIFT = 1  # pixels, each way
@@ -71,6 +70,7 @@ def train(
     validation: int = 0,
     balance: bool = False,
     activation: str = "poly",
+    grid_bits: int | None = 8,
     limit: int | None = None,
     device: str = "cpu",
     command: str | None = None,
@@ -96,6 +96,7 @@ def train(
         validation: hold out this many training images, drawn by seed, and report their accuracy after every epoch.
         balance: weight each class by the inverse of its frequency in the training split.
         activation: see :func:`mcfhe.models.lenet`.
+        grid_bits: :func:`snap` the fused weights to multiples of 2**-grid_bits, 1..20; None leaves them as they are.
         limit: use only the first so many images of either split.
         device: of the training; the returned model is on the CPU.
         command: recorded in the card; by default the ``mcfhe train`` line with these arguments.
@@ -105,40 +106,200 @@ def train(
         ParameterError: an argument outside its range, images the architecture does not take, or divergence.
         FormatError, ImageError: from the data set's files.
     """
-    for name, value, low in (("epochs", epochs, 1), ("batch_size", batch_size, 2), ("validation", validation, 0)):
-        if value < low:
-            raise ParameterError(f"{name}: {value}; use {low} or more")
+    if epochs < 1 or batch_size < 2:
+        raise ParameterError(f"epochs: {epochs}, batch_size: {batch_size}; use 1 and 2, or more")
     if not 0 <= seed < 1 << 63:
         raise ParameterError(f"seed: {seed}; use 0..2**63 - 1")
     if not (math.isfinite(lr) and lr > 0 and math.isfinite(weight_decay) and weight_decay >= 0):
         raise ParameterError(f"lr: {lr}, weight_decay: {weight_decay}; use finite lr > 0 and weight_decay >= 0")
     if augment not in AUGMENTATIONS:
         raise ParameterError(f"augment: {augment!r}; choose one of {', '.join(AUGMENTATIONS)}")
+    if grid_bits is not None and not 1 <= grid_bits <= 20:
+        raise ParameterError(f"grid_bits: {grid_bits}; use 1..20, or None for no grid")
     train_set, test_set = _splits(dataset, data, limit)
-    if train_set.image_shape != test_set.image_shape or train_set.class_names != test_set.class_names:
-        raise ParameterError(f"{train_set.name}: train and test differ in image shape or class names; use one data set")
-    channels, height, width = train_set.image_shape
-    if height != width:
-        raise ParameterError(f"{train_set.name}: images are {height} x {width}; resize or crop them to squares")
+    channels, side, _ = train_set.image_shape
     mean, std = statistics(train_set)
-    arguments = {
-        "in_channels": channels,
-        "num_classes": len(train_set.class_names),
-        "image_size": height,
-        "batch_norm": False,
-        "activation": activation,
-    }
-    options = {"epochs": epochs, "seed": seed, "lr": lr, "batch-size": batch_size, "augment": augment}
-    options |= {"weight-decay": weight_decay, "validation": validation, "activation": activation}
+    options = {"dataset": train_set.name, "arch": arch, "epochs": epochs, "seed": seed, "lr": lr}
+    options |= {"batch-size": batch_size, "augment": augment, "weight-decay": weight_decay, "activation": activation}
+    options |= {} if grid_bits is None else {"grid-bits": grid_bits}
+    options |= {"validation": validation} if validation else {}
+    options |= {"limit": limit} if limit else {}
     card = ModelCard(
         arch=arch,
-        arguments=arguments,
+        arguments={
+            "in_channels": channels,
+            "num_classes": len(train_set.class_names),
+            "image_size": side,
+            "batch_norm": False,
+            "activation": activation,
+        },
         dataset=train_set.name,
         input_shape=train_set.image_shape,
         mean=mean,
         std=std,
         labels=train_set.class_names,
-        command=_command(arch, train_set.name, options, balance, limit) if command is None else command,
+        command=_command(options, ["balance"] if balance else []) if command is None else command,
         seed=seed,
         environment=f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads",
     )
+    held_out = None
+    if validation:
+        train_set, held_out = train_set.hold_out(validation, seed)
+    with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
+        torch.manual_seed(seed)
+        model = models.build(arch, **{**card.arguments, "batch_norm": True}).to(device)
+    loop = _Loop(model, train_set, card, epochs, batch_size, lr, weight_decay, augment, balance)
+    history = []
+    with _progress(epochs, progress) as advance:
+        for number in range(1, epochs + 1):
+            started = time.perf_counter()
+            loss = loop.run_epoch()
+            checked = None if held_out is None else accuracy(model, held_out, mean, std, torch.float32)
+            history.append(Epoch(number, loss, checked, time.perf_counter() - started))
+            advance(history[-1])
+            if on_epoch is not None:
+                on_epoch(history[-1])
+    trained = models.fuse_batch_norm(model.cpu())
+    if grid_bits is not None:
+        snap(trained, grid_bits)
+    test_accuracy = accuracy(trained, test_set, mean, std)
+    card = replace(card, test_accuracy=test_accuracy)
+    trained.mcfhe_metadata = card  # type: ignore[assignment]
+    return TrainResult(trained, card, test_accuracy, tuple(history))
+
+
+class _Loop:
+    """The state that epochs share: data on the device, optimiser, schedule, random numbers."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_set: Dataset,
+        card: ModelCard,
+        epochs: int,
+        batch_size: int,
+        lr: float,
+        weight_decay: float,
+        augment: str,
+        balance: bool,
+    ) -> None:
+        self.model, self.card, self.augment, self.lr = model, card, augment, lr
+        device = next(model.parameters()).device
+        self.images, self.labels = train_set.images.to(device), train_set.labels.to(device)
+        self.batch_size = min(batch_size, len(train_set))
+        if self.batch_size < 2:
+            raise ParameterError(f"{train_set.name}: {len(train_set)} training images; batch norm needs 2 or more")
+        self.total_steps = epochs * (len(train_set) // self.batch_size)
+        self.step = 0
+        self.generator = torch.Generator().manual_seed(card.seed)
+        self.class_weights: Tensor | None = None
+        if balance:
+            counts = self.labels.bincount(minlength=len(card.labels)).clamp(min=1).float()
+            self.class_weights = len(self.labels) / (len(card.labels) * counts)
+        decayed: list[nn.Parameter] = []
+        free: list[nn.Parameter] = []
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                # Pulling coefficients to 0 would ask for ever larger weights before them.
+                (free if name == "bias" or isinstance(module, PolyActivation) else decayed).append(parameter)
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=lr)
+
+    def run_epoch(self) -> float:
+        """One pass in random order; the mean loss."""
+        self.model.train()
+        losses = []
+        order = torch.randperm(len(self.images), generator=self.generator)
+        for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
+            batch = order[start : start + self.batch_size]
+            images = _augmented(self.images[batch], self.augment, self.generator)
+            scores = self.model(normalise(images, self.card.mean, self.card.std))
+            loss = F.cross_entropy(scores, self.labels[batch], weight=self.class_weights)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
+            if not bool(torch.isfinite(norm)):
+                raise ParameterError(
+                    f"lr: {self.lr} made the training diverge at step {self.step + 1}; use a lower one"
+                )
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * _schedule(self.step, self.total_steps)
+            self.optimizer.step()
+            self.step += 1
+            losses.append(loss.detach())
+        return float(torch.stack(losses).mean())
+
+
+def _schedule(step: int, total: int) -> float:
+    """Share of the peak learning rate: linear up over ``WARM_UP`` of the steps, then half a cosine down to 0."""
+    position, top = (step + 0.5) / total, WARM_UP
+    return position / top if position < top else 0.5 * (1 + math.cos(math.pi * (position - top) / (1 - top)))
+
+
+def _augmented(images: Tensor, augment: str, generator: torch.Generator) -> Tensor:
+    """uint8 ``[b, C, H, W]`` to the same, every image moved (edges filled with 0) and perhaps mirrored on its own."""
+    if augment == "none":
+        return images
+    count, _, height, width = images.shape
+    down, right = torch.randint(0, 2 * MAX_SHIFT + 1, (2, count, 1, 1), generator=generator)
+    rows = (down + torch.arange(height)[:, None]).expand(count, height, width)
+    columns = right + torch.arange(width)
+    if augment == "shift-flip":
+        mirrored = torch.rand((count, 1, 1), generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(-1), columns)
+    columns = columns.expand(count, height, width)
+    padded = F.pad(images, [MAX_SHIFT] * 4)
+    picked = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows, columns]
+    return picked.permute(0, 3, 1, 2)
+
+
+def _splits(
+    dataset: str | os.PathLike[str] | tuple[Dataset, Dataset], data: str | os.PathLike[str] | None, limit: int | None
+) -> tuple[Dataset, Dataset]:
+    if isinstance(dataset, tuple):
+        train_set, test_set = (part.subset(range(min(limit or len(part), len(part)))) for part in dataset)
+    else:
+        train_set, test_set = (datasets.load(dataset, split, data, limit=limit) for split in ("train", "test"))
+    if train_set.image_shape != test_set.image_shape or train_set.class_names != test_set.class_names:
+        raise ParameterError(f"{train_set.name}: train and test differ in image shape or classes; use one data set")
+    _, height, width = train_set.image_shape
+    if height != width:
+        raise ParameterError(f"{train_set.name}: images are {height} x {width}; resize or crop them to squares")
+    return train_set, test_set
+
+
+def snap(model: nn.Module, bits: int) -> None:
+    """Round every parameter, in place, to the nearest multiple of 2**-bits.
+
+    A program compiled at that scale or above then computes with the model's very weights, and its scores differ from
+    the float model's only by the rounding of pixels.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_((parameter.double() * 2**bits).round() / 2**bits)
+
+
+def _command(options: Mapping[str, object], flags: Sequence[str]) -> str:
+    words = ["mcfhe", "train"]
+    for name, value in options.items():
+        words += [f"--{name}", str(value)]
+    return shlex.join(words + [f"--{flag}" for flag in flags])
+
+
+@contextmanager
+def _progress(epochs: int, wanted: bool) -> Iterator[Callable[[Epoch], None]]:
+    """A bar on standard error when that is a terminal; else a function that does nothing."""
+    if not (wanted and sys.stderr.isatty()):
+        yield lambda epoch: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=epochs)
+
+        def advance(epoch: Epoch) -> None:
+            checked = "" if epoch.validation_accuracy is None else f", validation {epoch.validation_accuracy:.2%}"
+            bar.update(task, advance=1, description=f"training, loss {epoch.loss:.4f}{checked}")
+
+        yield advance

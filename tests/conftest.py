@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import json
+import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 Residues = Callable[..., Tensor]
+STARTED = time.time()
 
 
 @pytest.fixture
@@ -35,3 +40,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """build/reports/test.json for ``make test``: {name, ok, seconds, passed, failed, skipped}."""
+    path = os.environ.get("MCFHE_REPORT")
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not path or reporter is None:
+        return
+    counts = {name: len(reporter.stats.get(name, ())) for name in ("passed", "failed", "skipped")}
+    seconds = round(time.time() - STARTED, 1)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps({"name": "test", "ok": exitstatus == 0, "seconds": seconds, **counts}) + "\n")

@@ -1,4 +1,4 @@
-"""A client spec and a linear "server" in plain numpy and Python ints, for tests of the modular scheme without an engine."""
+"""A client spec and a linear "server" in numpy and Python ints: tests of the modular scheme need no engine."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class LinearServer:
             table=table,
             labels=tuple(f"label {i}" for i in range(labels)),
             profiles={
-                name: ProfileSpec(order, order.scaled(WEIGHT_BITS), bound * row_sum, noise)
+                name: ProfileSpec(order, order.scaled(WEIGHT_BITS + growth.bit_length() - 1), bound * row_sum, noise)
                 for name, (order, bound) in inputs.items()
             },
         )
@@ -73,7 +73,10 @@ class LinearServer:
 
     def evaluate_integers(self, integers: np.ndarray) -> list[list[int]]:
         flat = integers.reshape(len(integers), -1)
-        return [[sum(int(w) * int(v) for w, v in zip(row, x, strict=True)) * self.growth for row in self.weights] for x in flat]
+        return [
+            [sum(int(w) * int(v) for w, v in zip(row, x, strict=True)) * self.growth for row in self.weights]
+            for x in flat
+        ]
 
 
 def random_images(batch: int, shape: tuple[int, int, int], seed: int = 5) -> torch.Tensor:

@@ -58,9 +58,9 @@ def test_random_residues(limbs: int) -> None:
     residues[:, 0, 1] = np.array(moduli) - 1
     found = crt(residues, moduli)
     assert found.shape == (3, 4)
-    for index in np.ndindex(3, 4):
-        assert found[index] == plain_crt(residues[(slice(None), *index)].tolist(), moduli)
-        assert type(found[index]) is int
+    for i, j in np.ndindex(3, 4):
+        assert found[i, j] == plain_crt(residues[:, i, j].tolist(), moduli)
+        assert type(found[i, j]) is int
 
 
 @pytest.mark.parametrize("limbs", [16, 300])

@@ -1,6 +1,8 @@
 // conv2d: chooses the arithmetic and the tile, launches one kernel.
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 #include "arithmetic.h"
 #include "conv2d_kernels.h"
 #include "conv2d_tiled.cuh"
@@ -30,11 +32,12 @@ cudaError_t launch_tile(const ConvParams& p, const ConvPlan& plan, WeightRange r
 template <typename Path>
 cudaError_t launch_path(const ConvParams& p, ConvTile wish, WeightRange range, const DeviceTraits& device,
                         const ConvTensors& tensors, cudaStream_t stream) {
+  const bool aligned = reinterpret_cast<std::uintptr_t>(tensors.x) % 16 == 0;
   ConvPlan plan{};
   ConvTile chosen = ConvTile::kDirect;
   const auto consider = [&](ConvTile tile, ThreadTile thread) {
     if (wish != ConvTile::kAuto && wish != tile) return;
-    const ConvPlan other = plan_conv2d(p, thread, sizeof(typename Path::Value), device.processors);
+    const ConvPlan other = plan_conv2d(p, thread, sizeof(typename Path::Value), aligned, device.processors);
     if (other.blocks == 0 || (plan.blocks != 0 && plan.cycles <= other.cycles)) return;
     plan = other;
     chosen = tile;

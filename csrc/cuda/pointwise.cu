@@ -14,7 +14,8 @@ namespace mcfhe::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kLoads = 4;  // loads a thread at most, as long as that fills the device
+constexpr int64_t kMaxSteps = 4;     // accesses a thread makes along a row ...
+constexpr int64_t kFullGrid = 1024;  // ... once there are blocks enough to fill the device
 
 // kWidth residues at x[index]; kWidth = 2 needs 16-byte alignment.
 template <int kWidth>
@@ -107,25 +108,27 @@ struct AddConst {
   }
 };
 
-// x seen as [limbs, rows, columns]: a row has one constant, a limb one modulus. Threads (x, y) take columns and rows;
-// limbs go over blockIdx.z.
+// x seen as [limbs, rows, columns]: a row has one constant, a limb one modulus. Threads (x, y) take columns and rows,
+// a block a run of steps * blockDim.x * kWidth columns; limbs go over blockIdx.z.
 template <typename Op, int kWidth>
 __global__ void __launch_bounds__(kThreads, 4)
-    pointwise_kernel(const int64_t limbs, const int64_t rows, const int64_t columns, const Op op,
+    pointwise_kernel(const int64_t limbs, const int64_t rows, const int64_t columns, const int steps, const Op op,
                      const int64_t* __restrict__ moduli) {  // [L]
   __shared__ Limb limb_slot;
   const int64_t row0 = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
   const int64_t row_step = static_cast<int64_t>(gridDim.y) * blockDim.y;
-  const int64_t column0 = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kWidth;
-  const int64_t column_step = static_cast<int64_t>(gridDim.x) * blockDim.x * kWidth;
+  const int64_t column_step = static_cast<int64_t>(blockDim.x) * kWidth;
+  const int64_t column0 = blockIdx.x * column_step * steps + static_cast<int64_t>(threadIdx.x) * kWidth;
   for (int64_t l = blockIdx.z; l < limbs; l += gridDim.z) {
     __syncthreads();
     if (threadIdx.x == 0 && threadIdx.y == 0) limb_slot = make_limb(__ldg(moduli + l));
     __syncthreads();
     const Limb limb = limb_slot;
     for (int64_t row = row0; row < rows; row += row_step) {
-      for (int64_t column = column0; column < columns; column += column_step) {
-        op.template apply<kWidth>((l * rows + row) * columns + column, l, row, limb);
+      const int64_t first = (l * rows + row) * columns;
+      for (int i = 0; i < steps; ++i) {
+        const int64_t column = column0 + i * column_step;
+        if (column < columns) op.template apply<kWidth>(first + column, l, row, limb);
       }
     }
   }
@@ -144,12 +147,16 @@ cudaError_t launch_width(int64_t limbs, int64_t rows, int64_t columns, const Op&
   int64_t block_x = 1;
   while (block_x < kThreads && block_x < units) block_x *= 2;
   const int64_t block_y = kThreads / block_x;
-  const int64_t grid_x = std::min(ceil_div(units, block_x * (units >= block_x * kLoads * 64 ? kLoads : 1)), kMaxGridX);
+  const int64_t blocks = ceil_div(units, block_x);
+  const int64_t steps = std::clamp<int64_t>(blocks * limbs / kFullGrid, 1, kMaxSteps);
+  const int64_t grid_x = ceil_div(blocks, steps);
+  if (grid_x > kMaxGridX) return cudaErrorInvalidConfiguration;
   const int64_t grid_y = std::min(ceil_div(rows, block_y), kMaxGridYZ);
   const LaunchShape shape{dim3(static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y),
                                static_cast<unsigned>(std::min(limbs, kMaxGridYZ))),
                           dim3(static_cast<unsigned>(block_x), static_cast<unsigned>(block_y))};
-  return launch(MCFHE_KERNEL(pointwise_kernel<Op, kWidth>), shape, stream, limbs, rows, columns, op, moduli);
+  return launch(MCFHE_KERNEL(pointwise_kernel<Op, kWidth>), shape, stream, limbs, rows, columns,
+                static_cast<int>(steps), op, moduli);
 }
 
 template <typename Op>

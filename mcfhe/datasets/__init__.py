@@ -40,8 +40,9 @@ def load(
         name_or_path: one of ``NAMES``; or a folder of IDX files, a folder or .tar(.gz|.xz|.bz2) of ``SPLIT/CLASS/*``
             or ``CLASS/*`` PNG and JPEG images, or an .npz in MedMNIST's layout.
         split: train, val or test, where the set has it; "all" for a set without splits.
-        root: the user's folder to look in, instead of the places where packages and downloads put a known set; a path
-            is relative to it. For a known set the IDX files lie in it, in ``NAME/`` or where torchvision puts them.
+        root: the user's folder to look in, instead of the places where packages and downloads put a known set, whose
+            IDX files lie in it, in ``NAME/`` or where torchvision puts them. Any other set is a folder or file in it,
+            with or without its suffix.
         limit: load only the first so many images; of image folders the first of every class in turn.
         download: whether a known set that is not on this machine may be fetched (into ``$MCFHE_CACHE``, else the
             user's cache folder; verified by SHA-256).
@@ -60,19 +61,28 @@ def load(
         return _load_sample(split, limit)
     if name in KNOWN:
         return load_idx(locate(name, folder, download), split, name, KNOWN[name].class_names, limit)
-    path = Path(name) if folder is None else folder / name
-    short = path.name
-    for suffix in (*TAR_SUFFIXES, ".npz"):
-        short = short.removesuffix(suffix)
+    path, suffix = _find(name, folder)
+    short = path.name.removesuffix(suffix)
     if path.is_dir():
-        return (
-            load_idx(path, split, short, limit=limit) if is_idx_folder(path) else load_folder(path, split, short, limit)
-        )
-    if path.is_file() and path.name.lower().endswith(".npz"):
+        return (load_idx if is_idx_folder(path) else load_folder)(path, split, short, limit=limit)
+    if suffix == ".npz":
         return load_npz(path, split, short, limit)
-    if path.is_file() and path.name.lower().endswith(TAR_SUFFIXES):
-        return load_tar(path, split, short, limit)
-    raise ParameterError(f"data set: {str(path)!r} is no folder, .npz or .tar, nor one of {', '.join(NAMES)}")
+    return load_tar(path, split, short, limit)
+
+
+def _find(name: str, root: Path | None) -> tuple[Path, str]:
+    """The folder or file that ``name``, with or without its suffix, stands for; and the suffix."""
+    base = Path(name) if root is None else root / name
+    if base.is_dir():
+        return base, ""
+    for suffix in (".npz", *TAR_SUFFIXES):
+        for path in (base, Path(f"{base}{suffix}")):
+            if path.name.endswith(suffix) and path.is_file():
+                return path, suffix
+    raise ParameterError(
+        f"data set: {str(base)!r} is no folder, nor a file in .npz or {', '.join(TAR_SUFFIXES)}; known by name: "
+        f"{', '.join(NAMES)}"
+    )
 
 
 def _load_sample(split: str, limit: int | None) -> Dataset:
@@ -82,8 +92,5 @@ def _load_sample(split: str, limit: int | None) -> Dataset:
     sizes = ((1, 1 << 16), (1, 3), (1, MAX_SIDE), (1, MAX_SIDE))
     fields = {"images": container.TensorField("U8", sizes), "labels": container.TensorField("U8", sizes[:1])}
     arrays = container.unpack(data, "dataset", fields, ("source", "license")).tensors
-    images, labels = (
-        torch.from_numpy(arrays["images"][:limit].copy()),
-        torch.from_numpy(arrays["labels"][:limit].copy()),
-    )
+    images, labels = (torch.from_numpy(arrays[name][:limit].copy()) for name in ("images", "labels"))
     return Dataset(images, labels.long(), KNOWN["fashion-mnist"].class_names, SAMPLE, split)

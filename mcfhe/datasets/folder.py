@@ -59,10 +59,14 @@ def load_tar(path: Path, split: str, name: str, limit: int | None = None) -> Dat
 
 
 def _walk(root: Path) -> Iterator[tuple[PurePosixPath, Callable[[], bytes]]]:
-    for folder, _, names in os.walk(root):
+    for folder, _, names in os.walk(root, onerror=_refuse):
         relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
         for name in names:
             yield relative / name, partial(_read_file, Path(folder, name))
+
+
+def _refuse(error: OSError) -> None:
+    raise FormatError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions")
 
 
 def _read_file(path: Path) -> bytes:
@@ -170,7 +174,8 @@ def _collect(files: Iterator[tuple[PurePosixPath, Callable[[], bytes]]], where: 
 def _assemble(images: list[_Image], split: str, name: str, limit: int | None, where: str) -> Dataset:
     splits = sorted({image.split for image in images})
     if split not in splits:
-        raise ParameterError(f"split: {where} has {', '.join(splits) or 'no images'}, not {split!r}")
+        fix = "; move its classes into train/ and test/" if splits == ["all"] else ""
+        raise ParameterError(f"split: {where} has {', '.join(splits) or 'no images'}, not {split!r}{fix}")
     class_names = sorted({image.label for image in images})
     if len(class_names) > MAX_CLASSES:
         raise FormatError(f"{where}: {len(class_names)} classes; at most {MAX_CLASSES} are read")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -139,9 +140,8 @@ def _propagate(step: Step, inputs: Sequence[Intervals], shapes: Sequence[tuple[i
             return Intervals(np.minimum(ends[0].lower, ends[1].lower), np.maximum(ends[0].upper, ends[1].upper))
         case PolyStep():
             rows = step.coefficients * (len(x.lower) if len(step.coefficients) == 1 else 1)
-            return Intervals.of(
-                [polynomial_range(row, int(a), int(b)) for row, a, b in zip(rows, x.lower, x.upper, strict=True)]
-            )
+            known = cache(polynomial_range)  # after a flatten many entries share an interval
+            return Intervals.of([known(row, int(a), int(b)) for row, a, b in zip(rows, x.lower, x.upper, strict=True)])
         case AddStep():
             first, second = (value.scaled(factor) for value, factor in zip(inputs, step.factors, strict=True))
             return Intervals(first.lower + second.lower, first.upper + second.upper)
@@ -215,7 +215,8 @@ def _tap_patterns(size: int, kernel: int, stride: int, padding: int, dilation: i
 def _maximal(patterns: np.ndarray) -> np.ndarray:
     """Those that are no subset of another one; the patterns are distinct."""
     subset = (patterns[:, None] <= patterns[None]).all(axis=2)
-    return patterns[subset.sum(axis=1) == 1]
+    kept: np.ndarray = patterns[subset.sum(axis=1) == 1]
+    return kept
 
 
 def _window_taps(step: PoolStep, size: tuple[int, int]) -> list[int]:

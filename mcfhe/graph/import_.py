@@ -24,10 +24,10 @@ from mcfhe.errors import ParameterError, UnsupportedLayerError
 from mcfhe.graph import import_layers, import_polynomials, import_shapes, refusals
 from mcfhe.graph.floats import evaluate_floats
 from mcfhe.graph.import_context import HANDLERS, Context
-from mcfhe.graph.nodes import Graph
+from mcfhe.graph.nodes import MAX_ELEMENTS, Graph
 from mcfhe.graph.symbolic import IDENTITY, GraphBuilder, Value
 
-__all__ = ["import_module"]
+__all__ = ["check_shape", "import_module"]
 
 _BATCH = 2
 _REGISTERED = (import_layers, import_polynomials, import_shapes)  # imported for the handlers they register
@@ -46,7 +46,7 @@ def import_module(model: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
             the model and says what to use instead.
         ParameterError: a model in train mode, a weight that is not finite, an input shape the model does not take.
     """
-    shape = _check_shape(input_shape)
+    shape = check_shape(input_shape)
     _check_model(model)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     example = torch.zeros(_BATCH, *shape, dtype=like.dtype, device=like.device)
@@ -56,10 +56,16 @@ def import_module(model: nn.Module, input_shape: tuple[int, int, int]) -> Graph:
     return graph
 
 
-def _check_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
-    shape = tuple(input_shape)
+def check_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
+    """(C, H, W) as three ints of 1..65536; ParameterError otherwise."""
+    try:
+        shape = tuple(input_shape)
+    except TypeError:
+        shape = ()
     if len(shape) != 3 or any(not isinstance(v, int | np.integer) or not 1 <= v <= 1 << 16 for v in shape):
-        raise ParameterError(f"input_shape: {shape} is not (C, H, W) with fixed sizes of 1..65536")
+        raise ParameterError(f"input_shape: {input_shape!r} is not (C, H, W) with fixed sizes of 1..65536")
+    if math.prod(map(int, shape)) > MAX_ELEMENTS:
+        raise ParameterError(f"input_shape: {shape} has more than {MAX_ELEMENTS} elements")
     return (int(shape[0]), int(shape[1]), int(shape[2]))
 
 
@@ -96,7 +102,8 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad(), _quiet("torch.fx.experimental.symbolic_shapes"):
             # an empty table decomposes nothing, but turns in-place operations into plain ones
-            return torch.export.export(model, (example,)).run_decompositions({})
+            exported: torch.export.ExportedProgram = torch.export.export(model, (example,)).run_decompositions({})
+            return exported
     except Exception as error:  # torch.export has no common base for what it raises
         raise UnsupportedLayerError(
             "model: torch.export cannot trace it; control flow must not depend on the image, and shapes must be fixed "
@@ -158,15 +165,17 @@ class _Importer:
         return self.builder.finish(self.builder.materialise(output))
 
     def _call(self, node: FxNode) -> Any:
-        arguments = torch.fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
-        args, kwargs = arguments
+        args: Any = torch.fx.node.map_arg(node.args, self.values.__getitem__)
+        kwargs: Any = torch.fx.node.map_arg(node.kwargs, self.values.__getitem__)
         depends = any(isinstance(self.values[source], Value | tuple) for source in node.all_input_nodes)
         if node.target is operator.getitem:
             return args[0][args[1]]
         name, where = self._names(node)
         schema = getattr(node.target, "_schema", None)
         if schema is None:
-            raise UnsupportedLayerError(f"{where} is control flow; a network must be one straight line of layers")
+            raise UnsupportedLayerError(
+                f"{where} is control flow, which must not depend on the image; use a straight line of layers"
+            )
         operation = schema.name.split("::")[-1]
         if operation in _NO_RESULT:
             return None

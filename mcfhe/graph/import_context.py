@@ -9,24 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
 
 from mcfhe.errors import ParameterError, UnsupportedLayerError
-from mcfhe.graph import symbolic
 from mcfhe.graph.nodes import MAX_DEGREE, Node, Shape
 from mcfhe.graph.symbolic import GraphBuilder, Value
 
 Handler = Callable[..., Any]
+H = TypeVar("H", bound=Handler)
 HANDLERS: dict[str, Handler] = {}
 
 
-def handles(*operations: str) -> Callable[[Handler], Handler]:
+def handles(*operations: str) -> Callable[[H], H]:
     """Register a handler for ATen operations, named without ``aten::`` and overload."""
 
-    def register(handler: Handler) -> Handler:
+    def register(handler: H) -> H:
         for operation in operations:
             HANDLERS[operation] = handler
         return handler
@@ -84,7 +84,7 @@ class Context:
             self.refuse(
                 f"combines {full[1:]} with a constant of shape {tuple(value.shape)}; use one number per channel"
             )
-        by_channel = values[0].reshape(shape[0], -1)[:, :1]
+        by_channel: np.ndarray = values[0].reshape(shape[0], -1)[:, :1]
         if not (values == by_channel.reshape(shape[0], *(1,) * (len(shape) - 1))).all():
             self.refuse("has a constant that differs between positions; use one number per channel")
         return by_channel if (by_channel != by_channel[0]).any() else by_channel[:1]

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from mcfhe.errors import ImageError
-from mcfhe.graph.nodes import window_count
 from mcfhe.graph.polynomial import evaluate
 from mcfhe.graph.steps import (
     AddStep,
@@ -92,7 +91,8 @@ def _run(step: Step, inputs: Sequence[np.ndarray]) -> np.ndarray:
             rows = step.coefficients * (len(x) if len(step.coefficients) == 1 else 1)
             return np.stack([_poly(row, channel) for row, channel in zip(rows, x, strict=True)])
         case AddStep():
-            return inputs[0] * step.factors[0] + inputs[1] * step.factors[1]
+            total: np.ndarray = inputs[0] * step.factors[0] + inputs[1] * step.factors[1]
+            return total
         case ConcatStep():
             return np.concatenate([value * factor for value, factor in zip(inputs, step.factors, strict=True)])
         case FlattenStep():
@@ -144,7 +144,7 @@ def _conv(step: Conv2dStep, x: np.ndarray) -> np.ndarray:
     """Row by row. Columns c of a row with c = r mod stride are packed together, their images side by side, so that
     under one tap all windows of an output row read neighbouring fields: the tap is a shift."""
     outputs, per_group, height_taps, width_taps = step.weight.shape
-    _, height, width, batch = x.shape
+    _, height, _, batch = x.shape
     _, rows, columns = step.shape
     stride, pad, dilation = step.stride, step.padding, step.dilation
     fields = _Fields(_largest(x) * int(np.abs(step.weight).reshape(outputs, -1).sum(axis=1).max()))

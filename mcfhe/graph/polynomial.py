@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 def evaluate(coefficients: Sequence[int], x: int) -> int:
@@ -43,7 +44,7 @@ def _turning_points(coefficients: Sequence[int], lower: int, upper: int) -> list
         return [x for x in (cell, cell + 1) if lower <= x <= upper]
     points: set[int] = set()
     cuts = sorted({lower, *_turning_points(derivative, lower, upper), upper})
-    for left, right in zip(cuts, cuts[1:], strict=False):
+    for left, right in pairwise(cuts):
         points.update((left, right))
         start, end = evaluate(derivative, left), evaluate(derivative, right)
         if (start < 0 < end) or (end < 0 < start):

@@ -21,8 +21,8 @@ _MIXES = "mixes the images of a batch or picks some positions; work on whole [ba
 
 _ADVICE = {
     _ACTIVATION: "relu relu6 leaky_relu rrelu prelu elu celu selu gelu silu mish sigmoid tanh hardtanh hardswish "
-    "hardsigmoid hardshrink softshrink softplus log_sigmoid softsign threshold glu exp log sqrt rsqrt reciprocal sin cos "
-    "erf abs clamp clamp_min clamp_max",
+    "hardsigmoid hardshrink softshrink softplus log_sigmoid softsign threshold glu exp log sqrt rsqrt reciprocal "
+    "sin cos erf abs clamp clamp_min clamp_max",
     _MAX_POOL: "max_pool2d max_pool2d_with_indices adaptive_max_pool2d fractional_max_pool2d max amax maximum min amin "
     "minimum max_pool1d max_pool3d",
     _SOFTMAX: "softmax log_softmax _softmax _log_softmax softmin",
@@ -35,8 +35,8 @@ _ADVICE = {
     _RESAMPLE: "conv_transpose1d conv_transpose2d conv_transpose3d upsample_nearest2d upsample_bilinear2d "
     "upsample_bicubic2d grid_sampler pixel_shuffle",
     _ATTENTION: "scaled_dot_product_attention bmm baddbmm einsum",
-    _MIXES: "slice select index index_select gather unbind split chunk split_with_sizes expand repeat roll flip permute "
-    "transpose stack",
+    _MIXES: "slice select index index_select gather unbind split chunk split_with_sizes expand repeat roll flip "
+    "permute transpose stack",
 }
 _BY_OPERATION = {name: text for text, names in _ADVICE.items() for name in names.split()}
 

@@ -44,7 +44,7 @@ class Value:
 
     @property
     def degree(self) -> int:
-        return self.coefficients.shape[1] - 1
+        return int(self.coefficients.shape[1]) - 1
 
     @property
     def is_base(self) -> bool:
@@ -67,7 +67,10 @@ def constant(values: np.ndarray) -> np.ndarray:
 def add(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """Coefficients of p + q, [R, D + 1] each, R equal or 1."""
     width = max(p.shape[1], q.shape[1])
-    return np.pad(p, ((0, 0), (0, width - p.shape[1]))) + np.pad(q, ((0, 0), (0, width - q.shape[1])))
+    total = np.zeros((max(p.shape[0], q.shape[0]), width))
+    total[:, : p.shape[1]] += p
+    total[:, : q.shape[1]] += q
+    return total
 
 
 def multiply(p: np.ndarray, q: np.ndarray) -> np.ndarray:

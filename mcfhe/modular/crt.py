@@ -1,8 +1,8 @@
 """Chinese remaindering, exact and vectorised, for any number of limbs.
 
 With c_p = r_p * (B / b_p)^-1 mod b_p the value is X = sum_p c_p * (B / b_p) - k * B for one integer k
-(Knuth, TAOCP vol. 2, 4.3.2). The sum is two matrix products in float64 that are exact because every entry
-is an integer below 2**53; k is the rounded sum of c_p / b_p, off by at most one, which a comparison mends.
+(Knuth, TAOCP vol. 2, 4.3.2). The sum is one matrix product in int64 over 16-bit digits of B / b_p; k is the
+rounded sum of c_p / b_p, off by at most one, which a comparison mends.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-# c_p < 2**31 is split in 16-bit halves and B / b_p in 16-bit digits: a sum over N limbs stays below N * 2**32.
+# c_p < 2**31 times a 16-bit digit, summed over N < 2**16 limbs, stays below 2**63.
 _DIGIT_BITS = 16
 _CHUNK_ENTRIES = 1 << 20
 
@@ -26,18 +25,17 @@ class CrtBasis:
         self.moduli = tuple(int(b) for b in moduli)
         self.product = math.prod(self.moduli)
         cofactors = [self.product // b for b in self.moduli]
-        inverses = [pow(c, -1, b) if b > 1 else 0 for c, b in zip(cofactors, self.moduli, strict=True)]
+        inverses = [pow(c, -1, b) for c, b in zip(cofactors, self.moduli, strict=True)]
         self._column = np.array(self.moduli, np.int64)[:, None]
         self._inverses = np.array(inverses, np.int64)[:, None]
         size = (self.product.bit_length() + _DIGIT_BITS - 1) // _DIGIT_BITS
         digits = b"".join(c.to_bytes(2 * size, "little") for c in cofactors)
-        # torch multiplies them: its threads do not spin when the machine is busy, as those of numpy's BLAS do.
-        self._digits = torch.from_numpy(np.frombuffer(digits, "<u2").reshape(len(cofactors), size).astype(np.float64))
-        self._multiples = [k * self.product for k in range(len(cofactors) + 1)]
+        rows = np.frombuffer(digits, "<u2").reshape(len(cofactors), size)
+        self._digits = np.ascontiguousarray(rows.T, np.int64)  # [digits, N]
 
     def reconstruct(self, residues: np.ndarray) -> list[int]:
         """int64 [N, K], 0 <= r < b_p  ->  K Python ints X with X = r_p mod b_p and -B/2 < X <= B/2."""
-        chunk = max(1, _CHUNK_ENTRIES // self._digits.shape[1])
+        chunk = max(1, _CHUNK_ENTRIES // len(self._digits))
         values: list[int] = []
         for start in range(0, residues.shape[1], chunk):
             values += self._reconstruct(residues[:, start : start + chunk])
@@ -46,19 +44,18 @@ class CrtBasis:
     def _reconstruct(self, residues: np.ndarray) -> list[int]:
         c = residues * self._inverses % self._column  # below 2**62
         count = c.shape[1]
-        size = self._digits.shape[1]
-        sums = np.zeros((count, size + 1), "<i8")
-        sums[:, :size] = self._weigh(c & 0xFFFF)
-        sums[:, 1:] += self._weigh(c >> 16)
+        size = len(self._digits)
+        # einsum, not @: its loops along limbs are fast on int64, and no thread pool stalls a busy machine.
+        sums = np.einsum("kn,dn->kd", np.ascontiguousarray(c.T), self._digits)
         # A sum is below 2**63: four 16-bit planes, each read as one long integer, instead of a carry chain.
-        planes = np.ascontiguousarray(sums.view("<u2").reshape(count, size + 1, 4).transpose(2, 0, 1))
-        width = 2 * (size + 1)
+        planes = np.ascontiguousarray(sums.astype("<i8").view("<u2").reshape(count, size, 4).transpose(2, 0, 1))
+        width = 2 * size
         raw = [(16 * i, plane.tobytes()) for i, plane in enumerate(planes) if plane.any()]
         quotients = np.rint((c / self._column).sum(axis=0)).astype(np.int64).tolist()
         product, values = self.product, []
         for index, k in enumerate(quotients):
             at = index * width
-            x = -self._multiples[k]
+            x = -k * product
             for shift, plane in raw:
                 x += int.from_bytes(plane[at : at + width], "little") << shift
             if 2 * x > product:
@@ -68,12 +65,8 @@ class CrtBasis:
             values.append(x)
         return values
 
-    def _weigh(self, halves: np.ndarray) -> np.ndarray:
-        """int64 [K, digits]: for every column of ``halves``, below 2**16, its sum over limbs times B / b_p."""
-        return (torch.from_numpy(halves.astype(np.float64)).T @ self._digits).numpy().astype(np.int64)
 
-
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4)
 def crt_basis(moduli: tuple[int, ...]) -> CrtBasis:
     """Cached :class:`CrtBasis`; ``moduli`` pairwise coprime."""
     return CrtBasis(moduli)

@@ -1,6 +1,7 @@
 """S5: the alignment plan. A float graph becomes exact integer arithmetic, every order and constant known beforehand.
 
-The rules, with Delta = 2**scale_bits and a the amplification; an integer V at order (t, k) stands for V / (a**t * 2**k):
+The rules, with Delta = 2**scale_bits and a the amplification; an integer V at order (t, k) stands for
+V / (a**t * 2**k):
 
 - a weight is q = round(w * Delta), ties to even; ciphertext * weight keeps t and adds ``scale_bits`` to k;
 - a constant c at order (t, k) is round(c * Delta) * a**t * 2**(k - scale_bits), which for k = l * scale_bits is the
@@ -45,6 +46,33 @@ MAX_ORDER_BITS = 1 << 18  # of a**t * 2**k: nearly nine thousand 30-bit limbs; s
 def input_orders(scale_bits: int) -> dict[str, Order]:
     """Order of an encrypted pixel by profile: PK * PT at (1, 2 scales), or PT directly under SK at (1, 1 scale)."""
     return {"patent": Order(1, 2 * scale_bits), "hardened": Order(1, scale_bits)}
+
+
+def max_noise(amplification: int) -> int:
+    """Noise is drawn from 0 <= e < max_noise; a // 2, so that it stays below half of the amplified unit."""
+    return amplification // 2
+
+
+def input_intervals(
+    profile: str, table: Sequence[Sequence[int]], scale_bits: int, amplification: int
+) -> list[tuple[int, int]]:
+    """(lower, upper) of the encrypted integer V for each channel, over all pixels and all noise.
+
+    patent: V = (a * Delta + e) * PT; hardened: V = a * PT + e; PT in ``table[c]``, 0 <= e < max_noise.
+    """
+    noise = max(0, max_noise(amplification) - 1)
+    intervals = []
+    for row in table:
+        low, high = min(row), max(row)
+        if profile == "patent":
+            factors = (amplification << scale_bits, (amplification << scale_bits) + noise)
+            products = [factor * plain for factor in factors for plain in (low, high)]
+            intervals.append((min(products), max(products)))
+        elif profile == "hardened":
+            intervals.append((amplification * low, amplification * high + noise))
+        else:
+            raise ParameterError(f"profile {profile!r}: choose patent or hardened")
+    return intervals
 
 
 def quantise(graph: Graph, scale_bits: int) -> Graph:
@@ -152,7 +180,8 @@ class _Rules:
         return PolyStep(name=node.name, inputs=node.inputs, shape=shape, order=order, coefficients=coefficients)
 
     def _integers(self, values: np.ndarray) -> np.ndarray:
-        return np.rint(np.ldexp(values, self.scale_bits)).astype(np.int64)
+        integers: np.ndarray = np.rint(np.ldexp(values, self.scale_bits)).astype(np.int64)
+        return integers
 
     def _bias(self, bias: np.ndarray | None, order: Order) -> tuple[int, ...] | None:
         if bias is None:
@@ -189,6 +218,21 @@ def pool_factor(divisor: int, scale_bits: int) -> int:
     return round(Fraction(1 << scale_bits, divisor))
 
 
+def rounding_notes(graph: Graph, scale_bits: int) -> list[str]:
+    """Pools whose factor round(Delta / divisor) / Delta is more than one percent off 1 / divisor, in words."""
+    notes = []
+    for node in graph.nodes:
+        if isinstance(node, AvgPool2d) and node.divisor > 1:
+            factor = pool_factor(node.divisor, scale_bits)
+            error = abs(factor * node.divisor / (1 << scale_bits) - 1)
+            if error > 0.01:
+                notes.append(
+                    f"{node.name} multiplies by {factor} / 2^{scale_bits} for 1 / {node.divisor}, {error:.1%} off; "
+                    "more scale_bits bring it closer"
+                )
+    return notes
+
+
 def _quantise_node(node: Node, scale_bits: int) -> Node:
     match node:
         case Conv2d() | Linear():
@@ -216,4 +260,5 @@ def _grid(node: Node, field: str, values: np.ndarray, scale_bits: int, limit: in
             f"layer {node.name!r}: {field} {np.abs(values).max():.6g} * 2**{scale_bits} is not below "
             f"2**{limit.bit_length() - 1}; use fewer scale_bits, or normalise the layer"
         )
-    return np.ldexp(scaled, -scale_bits)
+    rounded: np.ndarray = np.ldexp(scaled, -scale_bits)
+    return rounded

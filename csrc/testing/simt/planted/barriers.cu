@@ -1,0 +1,138 @@
+// Planted mistakes with barriers. Each kernel is right when bug is false.
+#include <cuda_runtime.h>
+
+#include "cuda/launch.cuh"
+#include "planted.h"
+
+namespace planted {
+namespace {
+
+using mcfhe::cuda::launch;
+using mcfhe::cuda::LaunchShape;
+
+constexpr int kThreads = 64;
+
+// Reads what the neighbour wrote.
+__global__ void missing_barrier_kernel(bool bug, const int64_t* x, int64_t* y) {
+  __shared__ int64_t tile[kThreads];
+  const int i = static_cast<int>(threadIdx.x);
+  tile[i] = x[i];
+  if (!bug) __syncthreads();
+  y[i] = tile[(i + 1) % kThreads];
+}
+
+// Refills the tile while others may still read it.
+__global__ void missing_second_barrier_kernel(bool bug, const int64_t* x, int64_t* y) {
+  MCFHE_DYNAMIC_SHARED(shared);
+  int64_t* const tile = reinterpret_cast<int64_t*>(shared);
+  const int i = static_cast<int>(threadIdx.x);
+  int64_t sum = 0;
+  for (int round = 0; round < 2; ++round) {
+    if (round > 0 && !bug) __syncthreads();
+    tile[i] = x[i] + round;
+    __syncthreads();
+    sum += tile[(i + 1) % kThreads];
+  }
+  y[i] = sum;
+}
+
+// Lanes of one warp exchange through shared memory.
+__global__ void missing_warp_barrier_kernel(bool bug, const int64_t* x, int64_t* y) {
+  __shared__ int64_t tile[kThreads];
+  const int i = static_cast<int>(threadIdx.x);
+  tile[i] = x[i];
+  if (!bug) __syncwarp();
+  y[i] = tile[i ^ 1];
+}
+
+// Half of the block leaves before the barrier.
+__global__ void divergent_barrier_kernel(bool bug, const int64_t* x, int64_t* y) {
+  __shared__ int64_t tile[kThreads];
+  const int i = static_cast<int>(threadIdx.x);
+  tile[i] = x[i];
+  if (bug && i >= kThreads / 2) return;
+  __syncthreads();
+  y[i] = tile[i];
+}
+
+// The two halves of the block wait at two different barriers.
+__global__ void mismatched_barriers_kernel(bool bug, const int64_t* x, int64_t* y) {
+  __shared__ int64_t tile[kThreads];
+  const int i = static_cast<int>(threadIdx.x);
+  tile[i] = x[i];
+  if (bug && i < kThreads / 2) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+  y[i] = tile[i];
+}
+
+// Some lanes leave before the shuffle that counts on them.
+__global__ void divergent_shuffle_kernel(bool bug, const int64_t* x, int64_t* y) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (bug && i % 2 == 1) return;
+  y[i] = __shfl_xor_sync(mcfhe::cuda::kFullWarp, x[i], 1);
+}
+
+// Every block adds to the same entry.
+__global__ void missing_atomic_kernel(bool bug, const int64_t* x, int64_t* y) {
+  unsigned long long* const total = reinterpret_cast<unsigned long long*>(y);
+  if (threadIdx.x != 0) return;
+  if (bug) {
+    *total += static_cast<unsigned long long>(x[0]);
+  } else {
+    atomicAdd(total, static_cast<unsigned long long>(x[0]));
+  }
+}
+
+// Counts on shared memory to start at zero.
+__global__ void uninitialised_shared_kernel(bool bug, const int64_t* x, int64_t* y) {
+  __shared__ int64_t sum[kThreads];
+  const int i = static_cast<int>(threadIdx.x);
+  if (!bug) sum[i] = 0;
+  sum[i] += x[i];
+  y[i] = sum[i];
+}
+
+template <typename Kernel>
+cudaError_t run(const char* name, Kernel kernel, bool bug, const int64_t* x, int64_t* y, unsigned blocks = 1) {
+  return launch(name, kernel, LaunchShape{dim3(blocks), dim3(kThreads), kThreads * sizeof(int64_t)}, nullptr, bug, x,
+                y);
+}
+
+const Register kBugs[] = {
+    Register({"missing_barrier",
+              [](bool bug, const int64_t* x, int64_t* y) { return run(MCFHE_KERNEL(missing_barrier_kernel), bug, x, y); }}),
+    Register({"missing_second_barrier",
+              [](bool bug, const int64_t* x, int64_t* y) {
+                return run(MCFHE_KERNEL(missing_second_barrier_kernel), bug, x, y);
+              }}),
+    Register({"missing_warp_barrier",
+              [](bool bug, const int64_t* x, int64_t* y) {
+                return run(MCFHE_KERNEL(missing_warp_barrier_kernel), bug, x, y);
+              }}),
+    Register({"divergent_barrier",
+              [](bool bug, const int64_t* x, int64_t* y) {
+                return run(MCFHE_KERNEL(divergent_barrier_kernel), bug, x, y);
+              }}),
+    Register({"mismatched_barriers",
+              [](bool bug, const int64_t* x, int64_t* y) {
+                return run(MCFHE_KERNEL(mismatched_barriers_kernel), bug, x, y);
+              }}),
+    Register({"divergent_shuffle",
+              [](bool bug, const int64_t* x, int64_t* y) {
+                return run(MCFHE_KERNEL(divergent_shuffle_kernel), bug, x, y);
+              }}),
+    Register({"missing_atomic",
+              [](bool bug, const int64_t* x, int64_t* y) {
+                return run(MCFHE_KERNEL(missing_atomic_kernel), bug, x, y, 2);
+              }}),
+    Register({"uninitialised_shared",
+              [](bool bug, const int64_t* x, int64_t* y) {
+                return run(MCFHE_KERNEL(uninitialised_shared_kernel), bug, x, y);
+              }}),
+};
+
+}  // namespace
+}  // namespace planted

@@ -1,0 +1,119 @@
+// Planted mistakes with indices. Each kernel is right when bug is false.
+#include <cuda_runtime.h>
+
+#include "cuda/launch.cuh"
+#include "planted.h"
+
+namespace planted {
+namespace {
+
+using mcfhe::cuda::launch;
+using mcfhe::cuda::LaunchShape;
+
+constexpr int kThreads = 64;
+// One past the last block whose threads an unsigned, or an int, can still number.
+constexpr unsigned kBlocksUnsigned = (1u << 26) + 1;
+constexpr unsigned kBlocksInt = (1u << 25) + 1;
+
+__global__ void global_read_out_of_bounds_kernel(bool bug, const int64_t* x, int64_t* y) {
+  const int i = static_cast<int>(threadIdx.x);
+  y[i] = x[i + (bug ? 1 : 0)];
+}
+
+__global__ void global_write_out_of_bounds_kernel(bool bug, const int64_t* x, int64_t* y) {
+  const int i = static_cast<int>(threadIdx.x);
+  y[i + (bug ? 1 : 0)] = x[i];
+}
+
+__global__ void shared_read_out_of_bounds_kernel(bool bug, const int64_t* x, int64_t* y) {
+  MCFHE_DYNAMIC_SHARED(shared);
+  int64_t* const tile = reinterpret_cast<int64_t*>(shared);
+  const int i = static_cast<int>(threadIdx.x);
+  tile[i] = x[i];
+  __syncthreads();
+  y[i] = bug ? tile[i + 1] : tile[i];
+}
+
+__global__ void static_shared_out_of_bounds_kernel(bool bug, const int64_t* x, int64_t* y) {
+  __shared__ int64_t tile[kThreads];
+  const int i = static_cast<int>(threadIdx.x);
+  tile[i] = x[i];
+  __syncthreads();
+  const int64_t* const from = tile;
+  y[i] = from[bug ? i + 1 : i];
+}
+
+__global__ void misaligned_pair_kernel(bool bug, const int64_t* x, int64_t* y) {
+  if (threadIdx.x >= kThreads / 2) return;
+  const int i = static_cast<int>(threadIdx.x);
+  const longlong2 pair = *reinterpret_cast<const longlong2*>(x + (bug && i == 0 ? 1 : 2 * i));
+  y[2 * i] = pair.x;
+  y[2 * i + 1] = pair.y;
+}
+
+// The first and the last block of a very large grid run; each thread notes its number.
+__global__ void index_overflow_unsigned_kernel(bool bug, const int64_t* x, int64_t* y) {
+  const int64_t index = bug ? int64_t{blockIdx.x * blockDim.x + threadIdx.x}
+                            : static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int i = static_cast<int>(threadIdx.x);
+  if (index >= 0 && blockIdx.x == gridDim.x - 1) y[i] = x[0] + index;
+}
+
+__global__ void index_overflow_int_kernel(bool bug, const int64_t* x, int64_t* y) {
+  int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (bug) {
+    const int narrow = blockIdx.x * blockDim.x + threadIdx.x;
+    index = narrow;
+  }
+  const int i = static_cast<int>(threadIdx.x);
+  if (index >= 0 && blockIdx.x == gridDim.x - 1) y[i] = x[0] + index;
+}
+
+// The product of two sizes that each fit an int.
+__global__ void offset_overflow_kernel(bool bug, const int64_t* x, int64_t* y) {
+  const int plane = 1 << 20;
+  const int i = static_cast<int>(threadIdx.x);
+  const int channel = i * 1024;
+  const int64_t offset = bug ? channel * plane : static_cast<int64_t>(channel) * plane;
+  y[i] = x[0] + offset;
+}
+
+template <typename Kernel>
+cudaError_t run(const char* name, Kernel kernel, bool bug, const int64_t* x, int64_t* y, unsigned blocks = 1) {
+  return launch(name, kernel, LaunchShape{dim3(blocks), dim3(kThreads), kThreads * sizeof(int64_t)}, nullptr, bug, x,
+                y);
+}
+
+const Register kBugs[] = {
+    Register({"global_read_out_of_bounds",
+              [](bool bug, const int64_t* x, int64_t* y) {
+                return run(MCFHE_KERNEL(global_read_out_of_bounds_kernel), bug, x, y);
+              }}),
+    Register({"global_write_out_of_bounds",
+              [](bool bug, const int64_t* x, int64_t* y) {
+                return run(MCFHE_KERNEL(global_write_out_of_bounds_kernel), bug, x, y);
+              }}),
+    Register({"shared_read_out_of_bounds",
+              [](bool bug, const int64_t* x, int64_t* y) {
+                return run(MCFHE_KERNEL(shared_read_out_of_bounds_kernel), bug, x, y);
+              }}),
+    Register({"static_shared_out_of_bounds",
+              [](bool bug, const int64_t* x, int64_t* y) {
+                return run(MCFHE_KERNEL(static_shared_out_of_bounds_kernel), bug, x, y);
+              }}),
+    Register({"misaligned_pair",
+              [](bool bug, const int64_t* x, int64_t* y) { return run(MCFHE_KERNEL(misaligned_pair_kernel), bug, x, y); }}),
+    Register({"index_overflow_unsigned",
+              [](bool bug, const int64_t* x, int64_t* y) {
+                return run(MCFHE_KERNEL(index_overflow_unsigned_kernel), bug, x, y, kBlocksUnsigned);
+              }}),
+    Register({"index_overflow_int",
+              [](bool bug, const int64_t* x, int64_t* y) {
+                return run(MCFHE_KERNEL(index_overflow_int_kernel), bug, x, y, kBlocksInt);
+              }}),
+    Register({"offset_overflow",
+              [](bool bug, const int64_t* x, int64_t* y) { return run(MCFHE_KERNEL(offset_overflow_kernel), bug, x, y); }}),
+};
+
+}  // namespace
+}  // namespace planted

@@ -1,0 +1,175 @@
+"""The client's commands: ``keygen``, ``encrypt``, ``decrypt``. They hold the secret key; none needs the program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mcfhe.cli.common import (
+    data_option,
+    json_option,
+    load_images,
+    megabytes,
+    out_option,
+    passphrase,
+    passphrase_option,
+    path_argument,
+    print_json,
+    progress_bar,
+    quiet_option,
+    refuse_overwrite,
+    security_line,
+    stdout,
+)
+from mcfhe.errors import FormatError, ParameterError
+from mcfhe.spec import ClientSpec
+
+MAX_SPEC_BYTES = 1 << 26
+
+key_option = click.option("--key", "-k", required=True, type=click.Path(path_type=Path), help="The client's key file.")
+
+
+@click.command()
+@path_argument("spec")
+@out_option("key, mode 0600,")
+@click.option("--lanes", default=4, show_default=True, help="M: positions a residue may hide in.")
+@click.option("--profile", default="patent", show_default=True, help="patent or hardened.")
+@click.option("--noise", type=int, help="Exclusive upper end of the noise; the default depends on the profile.")
+@click.option("--redundancy", default=0, show_default=True, help="Spare limbs for error correction.")
+@click.option(
+    "--user-key-file",
+    type=click.Path(path_type=Path),
+    help="Derive moduli and lane positions from this file's bytes.",
+)
+@passphrase_option
+@click.option("--force", is_flag=True, help="Overwrite an existing key.")
+@json_option
+def keygen(
+    spec: Path,
+    out: Path,
+    lanes: int,
+    profile: str,
+    noise: int | None,
+    redundancy: int,
+    user_key_file: Path | None,
+    passphrase_file: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Draw a key for a program (S2). The file holds the secret key: keep it on the client.
+
+    SPEC is the client spec (JSON) that `mcfhe compile --spec` wrote, or a program file.
+    """
+    from mcfhe.client import Client
+    from mcfhe.container import read_file
+
+    refuse_overwrite(out, force)
+    user_key = None if user_key_file is None else read_file(user_key_file, 1 << 20)
+    client = Client.generate(read_spec(spec), lanes, profile, noise=noise, redundancy=redundancy, user_key=user_key)
+    client.save(out, passphrase(passphrase_file))
+    key = client.secret_key
+    if as_json:
+        print_json(
+            {
+                "out": str(out),
+                "key_id": key.key_id,
+                "limbs": len(key.moduli),
+                "lanes": key.lanes,
+                "bits": key.moduli.bits,
+                "profile": key.profile,
+            }
+        )
+    else:
+        stdout.print(
+            f"{out}: {len(key.moduli)} limbs ({key.moduli.bits} bits), {key.lanes} lanes, {key.profile} profile, "
+            f"key {key.key_id[:12]}",
+            markup=False,
+        )
+
+
+@click.command()
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
+@key_option
+@out_option("request")
+@click.option("--dataset", help="Test images of a data set instead of files.")
+@data_option
+@click.option("--count", type=click.IntRange(min=1), help="Only the first so many images.")
+@passphrase_option
+@quiet_option
+@json_option
+def encrypt(
+    images: tuple[Path, ...],
+    key: Path,
+    out: Path,
+    dataset: str | None,
+    data: Path | None,
+    count: int | None,
+    passphrase_file: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Encrypt images into a request file (S3, S4). It holds no secret and may be sent to the server.
+
+    IMAGES are PNG or JPEG files of the program's size; or name a data set with --dataset.
+    """
+    from mcfhe.client import Client
+
+    security_line(quiet)
+    client = Client.load(key, passphrase(passphrase_file))
+    pixels, names, labels = load_images(images, dataset, data, count, client.spec.input_shape)
+    with progress_bar("encrypt", quiet or as_json):
+        request = client.encrypt(pixels)
+    request.save(out)
+    size = out.stat().st_size
+    if as_json:
+        body = {"out": str(out), "images": names, "request_id": request.request_id, "bytes": size}
+        print_json(body | ({} if labels is None else {"labels": [client.spec.labels[i] for i in labels]}))
+    else:
+        stdout.print(f"{out}: {len(names)} images, {megabytes(size)}", markup=False)
+
+
+@click.command()
+@path_argument("response")
+@key_option
+@click.option("--top", default=1, show_default=True, type=click.IntRange(min=1), help="Scores to show per image.")
+@passphrase_option
+@json_option
+def decrypt(response: Path, key: Path, top: int, passphrase_file: Path | None, as_json: bool) -> None:
+    """Decrypt the scores of a response (S8) and name the best label of each image."""
+    from mcfhe.client import Client
+    from mcfhe.wire import Response
+
+    client = Client.load(key, passphrase(passphrase_file))
+    scores = client.decrypt(Response.load(response))
+    best = scores.argsort(dim=1, descending=True)
+    labels = client.spec.labels
+    if as_json:
+        print_json(
+            {
+                "labels": [labels[int(row[0])] for row in best],
+                "scores": [[float(v) for v in row] for row in scores],
+                "names": list(labels),
+            }
+        )
+        return
+    for index, row in enumerate(best):
+        shown = ", ".join(f"{labels[int(i)]} {float(scores[index, i]):.4f}" for i in row[:top])
+        stdout.print(f"{index:6}  {shown}", markup=False)
+
+
+def read_spec(path: Path) -> ClientSpec:
+    """A client spec from its JSON, or out of a program file for a client that has the whole program."""
+    from mcfhe.container import read_file
+
+    data = read_file(path, MAX_SPEC_BYTES)
+    if data.lstrip()[:1] != b"{":
+        from mcfhe.program import load_program
+
+        return load_program(path).client_spec()
+    try:
+        return ClientSpec.from_json(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: is neither a client spec (JSON) nor a program file") from None
+    except ParameterError as error:
+        raise FormatError(f"{path}: {error}") from None

@@ -1,0 +1,130 @@
+"""What every command shares: output for people or as one JSON object, errors, progress, pass-phrases, images."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from mcfhe.errors import ImageError, McfheError, ParameterError
+from mcfhe.wording import SECURITY_LINE
+
+PASSPHRASE_VARIABLE = "MCFHE_PASSPHRASE"
+
+stdout = Console(soft_wrap=True, highlight=False)
+stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress bars and no security line.")
+passphrase_option = click.option(
+    "--passphrase-file",
+    type=click.Path(path_type=Path),
+    help=f"File whose first line protects the key; otherwise ${PASSPHRASE_VARIABLE}, otherwise none.",
+)
+device_option = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+data_option = click.option("--data", type=click.Path(path_type=Path), help="Folder to find the data set in.")
+
+
+def out_option(what: str) -> Callable[[Any], Any]:
+    """``--out PATH``, required."""
+    return click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help=f"Where the {what} goes.")
+
+
+def path_argument(name: str) -> Callable[[Any], Any]:
+    return click.argument(name, type=click.Path(path_type=Path))
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether an exception is a refusal with a message for the user, and not a bug."""
+    return isinstance(error, McfheError) or (isinstance(error, OSError) and error.strerror is not None)
+
+
+def report_error(message: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"error": message}))
+    stderr.print(f"mcfhe: {message}", markup=False, style="red" if stderr.is_terminal else None)
+
+
+def print_json(body: dict[str, Any]) -> None:
+    """The one object of ``--json``."""
+    print(json.dumps(body))
+
+
+def security_line(quiet: bool) -> None:
+    """One plain line on standard error about what the encryption is worth."""
+    if not quiet:
+        stderr.print(SECURITY_LINE, markup=False, style="dim" if stderr.is_terminal else None)
+
+
+@contextmanager
+def progress_bar(label: str, quiet: bool = False) -> Iterator[Callable[[float], None]]:
+    """A bar on standard error if that is a terminal; yields a function that takes the finished share, 0..1."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        console=stderr,
+        transient=True,
+        disable=quiet or not stderr.is_terminal,
+    ) as bar:
+        task = bar.add_task(label, total=1.0)
+        yield lambda share: bar.update(task, completed=share)
+
+
+def passphrase(path: Path | None) -> str | None:
+    """The pass-phrase from a file's first line or the environment; None if neither is given."""
+    if path is None:
+        return os.environ.get(PASSPHRASE_VARIABLE) or None
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"--passphrase-file {path}: cannot be read as text ({error})") from None
+    if not lines or not lines[0]:
+        raise ParameterError(f"--passphrase-file {path}: its first line is empty")
+    return lines[0]
+
+
+def load_images(
+    paths: Sequence[Path], dataset: str | None, data: Path | None, count: int | None, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, list[str], list[int] | None]:
+    """uint8 images [n, C, H, W] with their names, and labels where a data set has them."""
+    from mcfhe import datasets
+
+    if bool(paths) == bool(dataset):
+        raise ParameterError("images: give image files or --dataset, one of the two")
+    if dataset:
+        loaded = datasets.load(dataset, "test", data, limit=count)
+        names = [f"{loaded.name}[{i}]" for i in range(len(loaded))]
+        images, labels = np.asarray(loaded.images), [int(v) for v in loaded.labels]
+    else:
+        names, labels = [str(path) for path in paths[:count]], None
+        read = [datasets.read_image(path) for path in paths[:count]]
+        for name, image in zip(names, read, strict=True):
+            if tuple(image.shape) != shape:
+                raise ImageError(
+                    f"{name}: image of shape {list(image.shape)}, this program takes {list(shape)}; "
+                    "resize or convert it"
+                )
+        images = np.stack(read)
+    if tuple(images.shape[1:]) != shape:
+        raise ImageError(f"images of shape {list(images.shape[1:])}, this program takes {list(shape)}")
+    return images, names, labels
+
+
+def refuse_overwrite(path: Path, force: bool) -> None:
+    """A key that is overwritten is lost: only with --force."""
+    if path.exists() and not force:
+        raise ParameterError(f"{path}: exists already; choose another name or pass --force")
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 10_000 else f"{count} bytes"

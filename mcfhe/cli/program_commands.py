@@ -1,0 +1,156 @@
+"""``mcfhe train`` and ``mcfhe compile``: from images to a program file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mcfhe.cli.common import data_option, json_option, out_option, print_json, quiet_option, stdout
+from mcfhe.errors import ParameterError
+
+PRETRAINED_SEPARATOR = ":"
+
+
+@click.command()
+@out_option("model (safetensors)")
+@click.option(
+    "--dataset",
+    default="fashion-mnist",
+    show_default=True,
+    help="fashion-mnist, mnist, or a folder, tar or npz of your own.",
+)
+@click.option("--arch", default="lenet", show_default=True, help="An architecture of mcfhe.models.ARCHITECTURES.")
+@click.option("--epochs", default=40, show_default=True, help="Passes over the training images.")
+@click.option("--seed", default=0, show_default=True, help="Of weights, order and augmentation.")
+@click.option("--lr", default=4e-3, show_default=True, help="Peak learning rate.")
+@click.option("--batch-size", default=256, show_default=True, help="Images in a step.")
+@click.option("--augment", default="shift", show_default=True, help="none, shift or shift-flip.")
+@click.option("--weight-decay", default=0.1, show_default=True, help="Decoupled weight decay.")
+@click.option("--validation", default=0, show_default=True, help="Training images held out, scored every epoch.")
+@click.option("--balance", is_flag=True, help="Weight classes by inverse frequency.")
+@click.option("--activation", default="poly", show_default=True, help="poly or square.")
+@click.option("--limit", type=int, help="Use only so many images of either split.")
+@data_option
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for the training.")
+@quiet_option
+@json_option
+def train(
+    out: Path,
+    dataset: str,
+    arch: str,
+    epochs: int,
+    seed: int,
+    lr: float,
+    batch_size: int,
+    augment: str,
+    weight_decay: float,
+    validation: int,
+    balance: bool,
+    activation: str,
+    limit: int | None,
+    data: Path | None,
+    device: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Train a network with average pooling and polynomial activations (S1) and save its weights."""
+    from mcfhe import models
+    from mcfhe.train import train as fit
+
+    if not out.parent.is_dir():  # before minutes of training, not after
+        raise ParameterError(f"--out {out}: the folder {out.parent} is not there; create it first")
+    result = fit(
+        arch,
+        dataset,
+        epochs,
+        seed,
+        lr,
+        batch_size,
+        data,
+        progress=not (quiet or as_json),
+        augment=augment,
+        weight_decay=weight_decay,
+        validation=validation,
+        balance=balance,
+        activation=activation,
+        limit=limit,
+        device=device,
+    )
+    models.save(result.model, out, result.card)
+    if as_json:
+        print_json({"out": str(out), "test_accuracy": result.test_accuracy, "epochs": len(result.history)})
+    else:
+        stdout.print(f"{out}: {arch} on {dataset}, test accuracy {result.test_accuracy:.2%}", markup=False)
+
+
+@click.command("compile")
+@click.argument("model")
+@out_option("program")
+@click.option("--spec", type=click.Path(path_type=Path), help="Also write the client spec (JSON), for clients.")
+@click.option("--scale-bits", default=8, show_default=True, help="log2 of the scale Delta.")
+@click.option("--amplification-bits", default=4, show_default=True, help="log2 of the amplification a.")
+@click.option("--modulus-bits", default=30, show_default=True, help="Width of the clients' primes.")
+@click.option("--guard-bits", default=32, show_default=True, help="Spare bits above the proved bound.")
+@json_option
+def compile_(
+    model: str,
+    out: Path,
+    spec: Path | None,
+    scale_bits: int,
+    amplification_bits: int,
+    modulus_bits: int,
+    guard_bits: int,
+    as_json: bool,
+) -> None:
+    """Turn a trained network into a program of exact integer steps, with orders, alignment and certificate (S5).
+
+    MODEL is a file of `mcfhe train`, or ARCH:DATASET for shipped weights, for example lenet:fashion-mnist.
+    """
+    import mcfhe
+    from mcfhe.container import write_file
+
+    network = load_model(model)
+    card = network.mcfhe_metadata
+    program = mcfhe.compile(
+        network,
+        input_shape=card.input_shape,
+        mean=card.mean,
+        std=card.std,
+        scale_bits=scale_bits,
+        amplification_bits=amplification_bits,
+        modulus_bits=modulus_bits,
+        guard_bits=guard_bits,
+        labels=card.labels,
+    )
+    program.save(out)
+    if spec is not None:
+        write_file(spec, program.client_spec().to_json().encode())
+    if as_json:
+        profiles = program.client_spec().profiles
+        print_json(
+            {
+                "out": str(out),
+                "program_id": program.program_id,
+                "required_bits": {name: profile.required_bits(guard_bits) for name, profile in profiles.items()},
+                "order": {name: [p.output_order.t, p.output_order.k] for name, p in profiles.items()},
+            }
+        )
+    else:
+        stdout.print(program.summary(), markup=False)
+        stdout.print(f"{out}: program {program.program_id[:12]}", markup=False)
+
+
+def load_model(name: str) -> Any:
+    """A model file, or shipped weights by ``ARCH:DATASET``."""
+    from mcfhe import models
+
+    if Path(name).exists() or PRETRAINED_SEPARATOR not in name:
+        return models.load(name)
+    arch, dataset = name.split(PRETRAINED_SEPARATOR, 1)
+    shipped = models.available_pretrained()
+    if dataset not in shipped.get(arch, ()):
+        known = ", ".join(f"{a}:{d}" for a, sets in shipped.items() for d in sets)
+        raise ParameterError(f"model {name!r}: no such file, and shipped weights are {known}")
+    return models.ARCHITECTURES[arch](pretrained=dataset)

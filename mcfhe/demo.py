@@ -1,0 +1,191 @@
+"""The whole scheme on real images, S1 to S8, with every result checked against exact integers.
+
+Client and server run in one process here but exchange bytes only: the server's side is given the program and the
+request's bytes, the client's side the client spec and the response's bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+import mcfhe
+from mcfhe.datasets import SAMPLE, Dataset
+from mcfhe.program import Program
+from mcfhe.spec import ClientSpec
+from mcfhe.wire import Request, Response
+
+# What this stands beside: RT-HCNN, doi 10.1109/JIOT.2023.3313443, one MNIST image on an RTX 3090.
+PUBLISHED_MS = {"encrypt": 30.03, "evaluate": 79.5, "decrypt": 20.3}
+LATENCY_REPEATS = 10
+
+Progress = Callable[[float], None]
+
+
+@dataclass
+class DemoResult:
+    """What the demo found. Accuracies 0..1, times in seconds, sizes in bytes.
+
+    ``mismatches`` counts decrypted integers that differ from the Python-integer evaluation of the same input integers;
+    ``agreement`` is the share of labels that equal the float model's.
+    """
+
+    images: int
+    profile: str
+    mismatches: int
+    encrypted_accuracy: float
+    quantised_accuracy: float
+    float_accuracy: float
+    agreement: float
+    limbs: int
+    lanes: int
+    order: str
+    modulus_bits: int
+    bytes_up: int
+    bytes_down: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    latency_ms: dict[str, float] = field(default_factory=dict)
+    labels: list[int] = field(default_factory=list, repr=False)
+
+    @property
+    def exact(self) -> bool:
+        """No mismatch, and the encrypted labels score exactly what the quantised plaintext network scores."""
+        return self.mismatches == 0 and self.encrypted_accuracy == self.quantised_accuracy
+
+    def to_json(self) -> dict[str, Any]:
+        body = {k: v for k, v in self.__dict__.items() if k != "labels"}
+        return body | {"published_ms": PUBLISHED_MS}
+
+
+@dataclass(eq=False)
+class Demo:
+    """The network, its program and the images; :meth:`run` is one pass of S2 to S8."""
+
+    model: torch.nn.Module
+    program: Program
+    images: Dataset
+    compile_seconds: float
+
+    @staticmethod
+    def prepare(count: int) -> Demo:
+        """S1 and S5: the shipped LeNet, trained on Fashion-MNIST, compiled; ``count`` of the shipped test images."""
+        model = mcfhe.models.lenet(pretrained="fashion-mnist")
+        card = model.mcfhe_metadata
+        start = time.perf_counter()
+        program = mcfhe.compile(
+            model,
+            input_shape=card.input_shape,
+            mean=card.mean,
+            std=card.std,
+            scale_bits=8,
+            amplification_bits=4,
+            labels=card.labels,
+        )
+        seconds = time.perf_counter() - start
+        return Demo(model, program, mcfhe.datasets.load(SAMPLE, "test", limit=count), seconds)
+
+    def run(
+        self,
+        profile: str = "patent",
+        lanes: int = 4,
+        device: str = "cpu",
+        progress: Callable[[str], Any] | None = None,
+    ) -> tuple[DemoResult, Request, mcfhe.Client]:
+        """S2 to S8 and the checks.
+
+        ``progress(label)`` gives a context manager that yields a function of the finished share, 0..1.
+        """
+        images, truth = self.images.images.numpy(), self.images.labels.numpy()
+        spec = ClientSpec.from_json(self.program.client_spec().to_json())
+        seconds = {"compile": self.compile_seconds}
+
+        with _timed(seconds, "keygen"):
+            client = mcfhe.Client.generate(spec, lanes=lanes, profile=profile)
+        with _timed(seconds, "encrypt"):
+            request, integers = client.encrypt(images, return_integers=True)
+        with _timed(seconds, "upload"):
+            upload = request.to_bytes()
+            received = Request.from_bytes(upload)
+        server = mcfhe.Server(self.program, device=device)
+        with _timed(seconds, "evaluate"), _bar(progress, "evaluate on ciphertext") as update:
+            response = server.evaluate(received, update)
+        with _timed(seconds, "download"):
+            download = response.to_bytes()
+            answer = Response.from_bytes(download)
+        with _timed(seconds, "decrypt"):
+            decrypted = client.decrypt_integers(answer)
+        labels = np.array([max(range(len(row)), key=row.__getitem__) for row in decrypted])
+        with _timed(seconds, "check"), _bar(progress, "check against Python integers"):
+            expected = self.program.evaluate_integers(integers, profile)
+        mismatches = sum(
+            a != b for got, want in zip(decrypted, expected, strict=True) for a, b in zip(got, want, strict=True)
+        )
+
+        plain = np.asarray(self.program.evaluate_plain(images)).argmax(axis=1)
+        floats = self._float_labels(images)
+        bounds = spec.profile(profile)
+        result = DemoResult(
+            images=len(images),
+            profile=profile,
+            mismatches=mismatches,
+            encrypted_accuracy=float((labels == truth).mean()),
+            quantised_accuracy=float((plain == truth).mean()),
+            float_accuracy=float((floats == truth).mean()),
+            agreement=float((labels == floats).mean()),
+            limbs=len(client.evaluation_key.moduli),
+            lanes=lanes,
+            order=bounds.output_order.label(spec.scale_bits),
+            modulus_bits=bounds.required_bits(spec.guard_bits),
+            bytes_up=len(upload),
+            bytes_down=len(download),
+            seconds=seconds,
+            latency_ms=self._latency(client, server, images[:1]),
+            labels=labels.tolist(),
+        )
+        return result, request, client
+
+    def _float_labels(self, images: np.ndarray) -> np.ndarray:
+        card = self.model.mcfhe_metadata
+        mean = torch.tensor(card.mean).view(1, -1, 1, 1)
+        std = torch.tensor(card.std).view(1, -1, 1, 1)
+        with torch.inference_mode():
+            scores = self.model((torch.from_numpy(images).float() / 255 - mean) / std)
+        return scores.argmax(dim=1).numpy()
+
+    @staticmethod
+    def _latency(client: mcfhe.Client, server: mcfhe.Server, image: np.ndarray) -> dict[str, float]:
+        """Median milliseconds of each step for one image in one process, and of their sum."""
+        rows = []
+        for _ in range(LATENCY_REPEATS + 1):
+            t0 = time.perf_counter()
+            request = client.encrypt(image)
+            t1 = time.perf_counter()
+            response = server.evaluate(request)
+            t2 = time.perf_counter()
+            client.decrypt(response)
+            t3 = time.perf_counter()
+            rows.append((t1 - t0, t2 - t1, t3 - t2, t3 - t0))
+        medians = np.median(np.array(rows[1:]), axis=0) * 1e3
+        return dict(zip(("encrypt", "evaluate", "decrypt", "total"), medians.tolist(), strict=True))
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - start
+
+
+@contextmanager
+def _bar(progress: Callable[[str], Any] | None, label: str) -> Iterator[Progress | None]:
+    if progress is None:
+        yield None
+        return
+    with progress(label) as update:
+        yield update

@@ -1,0 +1,132 @@
+"""What a program is compiled with beside the network: normalisation, scales, widths, labels."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from mcfhe.errors import FormatError, ParameterError
+
+Numbers: TypeAlias = "float | Sequence[float] | np.ndarray | torch.Tensor"
+
+_RANGES = {"scale_bits": (1, 30), "amplification_bits": (0, 20), "modulus_bits": (8, 31), "guard_bits": (0, 256)}
+_TABLE_LIMIT = 1 << 31
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Validated settings.
+
+    Attributes:
+        mean, std: a pixel u in 0..255 of channel c enters the network as (u / 255 - mean[c]) / std[c].
+        scale_bits: log2 of Delta, 1..30.
+        amplification_bits: log2 of a, 0..20.
+        modulus_bits: width of the primes that a client draws, 8..31.
+        guard_bits: 0..256, see :class:`mcfhe.graph.certificate.Certificate`.
+        labels: a name for each score; empty while the network's outputs are not known.
+        passes: names of the graph passes that ran.
+
+    Raises:
+        ParameterError: a field outside its range, by name.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale_bits: int
+    amplification_bits: int
+    modulus_bits: int
+    guard_bits: int
+    labels: tuple[str, ...]
+    passes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise ParameterError(f"{name} = {value!r} is not a whole number in {low}..{high}")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if not values or any(type(v) is not float or not math.isfinite(v) for v in values):
+                raise ParameterError(f"{name} = {values} must be finite numbers, one per channel")
+        if any(v <= 0 for v in self.std):
+            raise ParameterError(f"std = {self.std} must be positive")
+        if len(self.mean) != len(self.std):
+            raise ParameterError(f"mean has {len(self.mean)} values, std {len(self.std)}: one per channel each")
+        for name in ("labels", "passes"):
+            values = getattr(self, name)
+            if len(values) > 1 << 20 or any(type(v) is not str or not v for v in values):
+                raise ParameterError(f"{name}: must be texts that are not empty")
+        _ = self.table
+
+    @property
+    def amplification(self) -> int:
+        """a."""
+        return 1 << self.amplification_bits
+
+    @cached_property
+    def table(self) -> tuple[tuple[int, ...], ...]:
+        """PT of every pixel value u: round(Delta * (u / 255 - mean_c) / std_c) in float64, ties to even."""
+        pixels = np.arange(256, dtype=np.float64) / 255
+        mean, std = np.array(self.mean)[:, None], np.array(self.std)[:, None]
+        with np.errstate(over="ignore"):
+            values = np.rint(np.ldexp((pixels - mean) / std, self.scale_bits))
+        if not (np.abs(values) < _TABLE_LIMIT).all():
+            raise ParameterError(
+                f"mean = {self.mean}, std = {self.std}: a normalised pixel * 2**{self.scale_bits} is not below 2**31"
+            )
+        return tuple(tuple(int(v) for v in row) for row in values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers and lists only."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @staticmethod
+    def from_json(body: Any) -> Settings:
+        """The inverse of :meth:`to_json`; FormatError names what is wrong."""
+        names = {field.name for field in fields(Settings)}
+        if not isinstance(body, dict) or set(body) != names:
+            raise FormatError(f"program: field 'settings' does not hold {', '.join(sorted(names))}")
+        lists = ("mean", "std", "labels", "passes")
+        wrong = next((name for name in lists if not isinstance(body[name], list)), None)
+        if wrong is not None:
+            raise FormatError(f"program: settings field {wrong!r} is not a list")
+        try:
+            values: dict[str, Any] = {name: tuple(v) if name in lists else v for name, v in body.items()}
+            return Settings(**values)
+        except ParameterError as error:
+            raise FormatError(f"program: {error}") from None
+
+
+def per_channel(name: str, values: Numbers, channels: int) -> tuple[float, ...]:
+    """One float a channel, from one number or one a channel; ParameterError otherwise."""
+    try:
+        array = np.asarray(values, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        raise ParameterError(f"{name} = {values!r} must be a number, or one per channel") from None
+    if array.size not in (1, channels):
+        raise ParameterError(f"{name}: {array.size} values for {channels} channels; give one, or one per channel")
+    return tuple(float(v) for v in np.broadcast_to(array, (channels,)))
+
+
+def per_score(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels as a tuple; ParameterError for one string or something without an order."""
+    if isinstance(labels, str) or not isinstance(labels, Sequence):
+        raise ParameterError(f"labels = {labels!r}: give a list of texts, one for each score")
+    return tuple(labels)
+
+
+def whole(name: str, value: Any) -> int:
+    """``value`` as int; ParameterError for bools, floats and everything else that is not a whole number."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ParameterError(f"{name} = {value!r} is not a whole number") from None

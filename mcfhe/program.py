@@ -1,0 +1,273 @@
+"""The compiled network: what a server evaluates, what a client is told about it, and the file it is kept in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from mcfhe import container
+from mcfhe.errors import FormatError, ImageError, ParameterError
+from mcfhe.graph.certificate import Certificate, Intervals, certify
+from mcfhe.graph.import_ import check_shape, import_module
+from mcfhe.graph.integers import evaluate_integers
+from mcfhe.graph.nodes import Graph
+from mcfhe.graph.passes import apply_passes, select_passes
+from mcfhe.graph.plain import PlainScores, evaluate_plain
+from mcfhe.graph.report import summarise
+from mcfhe.graph.settings import Numbers, Settings, per_channel, per_score, whole
+from mcfhe.graph.steps import IntegerProgram
+from mcfhe.graph.storage import decode_graph, encode_graph
+from mcfhe.modular.plan import input_intervals, input_orders, lower, max_noise, quantise, rounding_notes
+from mcfhe.spec import PROFILES, ClientSpec, ProfileSpec
+
+__all__ = ["Program", "compile", "load_program"]
+
+_KIND = "program"
+_MAX_HEADER = 1 << 22
+_MAX_FILE = 1 << 32
+_TENSORS = {"node.*": container.TensorField("U8", ((1, 1 << 31), (1, 8)))}
+
+
+def compile(
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    mean: Numbers = 0.0,
+    std: Numbers = 1.0,
+    scale_bits: int = 8,
+    amplification_bits: int = 4,
+    modulus_bits: int = 30,
+    guard_bits: int = 32,
+    labels: Sequence[str] | None = None,
+    passes: Sequence[str] | None = None,
+) -> Program:
+    """A trained module as a program on encrypted images.
+
+    Args:
+        model: in eval mode, from normalised floats ``[batch, C, H, W]`` to scores ``[batch, labels]``.
+        input_shape: (C, H, W) of one image.
+        mean, std: a pixel u in 0..255 of channel c enters the network as (u / 255 - mean_c) / std_c; one number, or
+            one a channel; std positive.
+        scale_bits: log2 of the scale Delta, 1..30. More bits: closer to the float model, more limbs.
+        amplification_bits: log2 of the amplification a, 0..20. Noise is below a / 2.
+        modulus_bits: width of the primes that a client draws, 8..31.
+        guard_bits: the moduli's product exceeds twice the largest proved output by this factor, 0..256.
+        labels: a name for each score; "0", "1", ... by default.
+        passes: names of the graph passes to run, None for the default ones.
+
+    Raises:
+        UnsupportedLayerError: a layer that exact residue arithmetic does not run, by name, with what to use instead.
+        ParameterError: an argument out of its range, a model in train mode, weights that are not finite or too large.
+    """
+    shape = check_shape(input_shape)
+    # everything that does not depend on the model first: the export takes seconds
+    settings = Settings(
+        mean=per_channel("mean", mean, shape[0]),
+        std=per_channel("std", std, shape[0]),
+        scale_bits=whole("scale_bits", scale_bits),
+        amplification_bits=whole("amplification_bits", amplification_bits),
+        modulus_bits=whole("modulus_bits", modulus_bits),
+        guard_bits=whole("guard_bits", guard_bits),
+        labels=() if labels is None else per_score(labels),
+        passes=select_passes(passes),
+    )
+    graph = apply_passes(import_module(model, shape), settings.passes)
+    if labels is None:
+        settings = replace(settings, labels=tuple(str(i) for i in range(graph.output_shape[0])))
+    return Program(graph, settings)
+
+
+def load_program(path: str | os.PathLike[str]) -> Program:
+    """The program that :meth:`Program.save` wrote. FormatError for anything else; nothing in the file is executed."""
+    data = container.read_file(path, _MAX_FILE)
+    try:
+        return Program.from_bytes(data)
+    except FormatError as error:
+        raise type(error)(f"{os.fspath(path)}: {error}") from None
+
+
+class Program:
+    """A network as exact integer arithmetic. Immutable; two programs are equal when their ids are.
+
+    Attributes:
+        graph: the layers, every constant rounded to a multiple of 1 / Delta.
+        settings: normalisation, scales, labels.
+    """
+
+    def __init__(self, graph: Graph, settings: Settings) -> None:
+        """ParameterError if weights do not fit the scale, or the graph's ends do not fit the settings."""
+        if graph.output_shape != (len(settings.labels),) or graph.input_shape[0] != len(settings.mean):
+            raise ParameterError(
+                f"program: output {graph.output_shape} for {len(settings.labels)} labels, "
+                f"{graph.input_shape[0]} channels for {len(settings.mean)} means"
+            )
+        self.graph = quantise(graph, settings.scale_bits)
+        self.settings = settings
+        self.table = settings.table
+        self._body, self._tensors = _encode(self.graph, settings)
+        self.program_id = _identity(self._body, self._tensors)
+        self._integer_programs: dict[str, IntegerProgram] = {}
+        self._certificates: dict[str, Certificate] = {}
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.graph.input_shape
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Name of each score."""
+        return self.settings.labels
+
+    def integer_program(self, profile: str) -> IntegerProgram:
+        """The steps with the orders and constants of one profile."""
+        if profile not in self._integer_programs:
+            order = input_orders(self.settings.scale_bits).get(profile)
+            if order is None:
+                raise ParameterError(f"profile {profile!r}: choose one of {', '.join(PROFILES)}")
+            program = lower(self.graph, self.settings.scale_bits, self.settings.amplification, order)
+            self._integer_programs[profile] = program
+        return self._integer_programs[profile]
+
+    def certificate(self, profile: str) -> Certificate:
+        """Bounds proved for every image and all noise of one profile, and what the moduli must hold."""
+        if profile not in self._certificates:
+            program = self.integer_program(profile)
+            pairs = input_intervals(profile, self.table, self.settings.scale_bits, self.settings.amplification)
+            self._certificates[profile] = certify(program, Intervals.of(pairs), self.settings.guard_bits)
+        return self._certificates[profile]
+
+    def client_spec(self) -> ClientSpec:
+        """What a client needs, without weights or layers."""
+        return self._client_spec
+
+    @cached_property
+    def _client_spec(self) -> ClientSpec:
+        noise = max_noise(self.settings.amplification)
+        profiles = {
+            name: ProfileSpec(
+                input_order=self.integer_program(name).input_order,
+                output_order=self.integer_program(name).output_order,
+                output_bound=self.certificate(name).output_bound,
+                max_noise=noise,
+            )
+            for name in PROFILES
+        }
+        return ClientSpec(
+            program_id=self.program_id,
+            input_shape=self.input_shape,
+            scale_bits=self.settings.scale_bits,
+            amplification=self.settings.amplification,
+            modulus_bits=self.settings.modulus_bits,
+            guard_bits=self.settings.guard_bits,
+            table=self.table,
+            labels=self.labels,
+            profiles=profiles,
+        )
+
+    def summary(self, profile: str = "patent", lanes: int = 4) -> str:
+        """A table of the layers (order, scale, bits, headroom, alignment) in one profile, and the cost of both."""
+        _ = self.integer_program(profile)  # refuses an unknown one
+        return summarise(
+            title=f"program {self.program_id[:16]}",
+            profile=profile,
+            plans={name: (self.integer_program(name), self.certificate(name)) for name in PROFILES},
+            settings=self.settings,
+            lanes=lanes,
+            notes=rounding_notes(self.graph, self.settings.scale_bits),
+        )
+
+    def evaluate_integers(self, V: Any, profile: str) -> list[list[int]]:
+        """The oracle: exact scores of the encrypted integers V ``[batch, C, H, W]``, on plain Python ints."""
+        return evaluate_integers(self.integer_program(profile), V)
+
+    def evaluate_plain(self, images: Any) -> Tensor:
+        """Scores of uint8 ``[batch, C, H, W]`` without noise, float64 ``[batch, labels]``.
+
+        Each score has a proved error bound; where the bound does not separate the best one, exact integers do. So
+        ``argmax(1)`` is the label that a client without noise decrypts.
+        """
+        return self.plain_scores(images).scores
+
+    def plain_scores(self, images: Any) -> PlainScores:
+        """:meth:`evaluate_plain` with the error bounds, and which images needed exact integers."""
+        pixels = _check_images(images, self.input_shape)
+        table = np.array(self.table, np.int64)
+        plain = table[np.arange(len(table))[None, :, None, None], pixels]
+        # without noise all profiles stand for the same numbers; this one has the shorter integers
+        amplification = self.settings.amplification
+        return evaluate_plain(self.integer_program("hardened"), plain * amplification, amplification)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the program as one safetensors file; on any failure the file that was there before stays."""
+        container.write_file(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file."""
+        return container.pack(_KIND, self._tensors, {"program_id": self.program_id, "program": self._body})
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Program:
+        """The inverse of :meth:`to_bytes`; FormatError for anything else."""
+        content = container.unpack(data, _KIND, _TENSORS, ("program_id", "program"), max_header=_MAX_HEADER)
+        try:
+            body = json.loads(content.metadata["program"])
+        except (ValueError, RecursionError):
+            raise FormatError("program: field 'program' is not valid JSON") from None
+        if not isinstance(body, dict) or set(body) != {"nodes", "settings"}:
+            raise FormatError("program: field 'program' does not hold nodes and settings")
+        settings = Settings.from_json(body["settings"])
+        graph = decode_graph(body["nodes"], content.tensors, settings.scale_bits)
+        try:
+            program = Program(graph, settings)
+        except ParameterError as error:
+            raise FormatError(f"program: {error}") from None
+        if program.program_id != content.metadata["program_id"]:
+            raise FormatError("program: field 'program_id' is not that of the content; save the program again")
+        return program
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Program) and self.program_id == other.program_id
+
+    def __hash__(self) -> int:
+        return hash(self.program_id)
+
+    def __repr__(self) -> str:
+        return (
+            f"Program({self.program_id[:16]}, input {self.input_shape}, {len(self.graph.nodes) - 1} layers, "
+            f"{len(self.labels)} labels)"
+        )
+
+
+def _encode(graph: Graph, settings: Settings) -> tuple[str, dict[str, np.ndarray]]:
+    """Canonical JSON (keys sorted, no spaces) and tensors."""
+    nodes, tensors = encode_graph(graph, settings.scale_bits)
+    body = {"nodes": nodes, "settings": settings.to_json()}
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False), tensors
+
+
+def _identity(body: str, tensors: dict[str, np.ndarray]) -> str:
+    """SHA-256, hex, of the canonical JSON and every tensor with its name and shape."""
+    state = hashlib.sha256()
+    for part in (body, *(f"{name} {tensor.shape}" for name, tensor in tensors.items())):
+        encoded = part.encode()
+        state.update(len(encoded).to_bytes(8, "little") + encoded)
+    for tensor in tensors.values():
+        state.update(tensor.tobytes())
+    return state.hexdigest()
+
+
+def _check_images(images: Any, input_shape: tuple[int, int, int]) -> np.ndarray:
+    array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    if array.dtype != np.uint8:
+        raise ImageError(f"images: dtype {array.dtype}; give the pixels as uint8, 0..255")
+    if array.ndim != 4 or array.shape[1:] != input_shape:
+        raise ImageError(f"images: shape {array.shape}, the program takes [batch, {str(input_shape)[1:-1]}]")
+    return array

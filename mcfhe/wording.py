@@ -1,0 +1,8 @@
+"""The plain words on security, in one place, so that no message says more than SECURITY.md."""
+
+from __future__ import annotations
+
+SECURITY_LINE = (
+    "The modular scheme is a fast obfuscation without semantic security: a curious server can recover the image. "
+    "See SECURITY.md."
+)
