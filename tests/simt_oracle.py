@@ -75,9 +75,7 @@ def conv2d(
     return reduce(y if poly is None else polynomial(y, poly), moduli)
 
 
-def linear(
-    x: Ints, weight: Ints, moduli: Sequence[int], *, bias: Ints | None = None, poly: Ints | None = None
-) -> Ints:
+def linear(x: Ints, weight: Ints, moduli: Sequence[int], *, bias: Ints | None = None, poly: Ints | None = None) -> Ints:
     image = x[:, :, None, None, :]
     return conv2d(image, weight[:, :, None, None], moduli, bias=bias, poly=poly)[:, :, 0, 0, :]
 

@@ -97,7 +97,7 @@ ONE = encoded(pixels(4, 4))
             ImageError,
             "a/1.png is 4 x 5 pixels, but a/0.png is 4 x 4",
         ),
-        ({"train/a/0.png": ONE[:-20]}, ImageError, "a/0.png: not a readable PNG or JPEG"),
+        ({"train/a/0.png": ONE[:-32]}, ImageError, "a/0.png: not a readable PNG or JPEG"),
         ({"train/a/0.png": b"GIF89a"}, ImageError, "a/0.png: not a readable PNG or JPEG"),
         ({"train/a/0.png": b""}, ImageError, "a/0.png: not a readable PNG or JPEG"),
         ({"train/a/0.png": ONE, "train/a/notes.txt": b"x"}, FormatError, "'train/a/notes.txt' is no PNG or JPEG"),
@@ -108,6 +108,7 @@ ONE = encoded(pixels(4, 4))
         ({"test/a/0.png": ONE}, ParameterError, "has test, not 'train'"),
         ({"train/a\x1b[2J/0.png": ONE}, FormatError, "use printable names"),
     ],
+    ids=message_id,
 )
 def test_odd_image_folders(
     tmp_path: Path, form: str, files: dict[str, bytes], error: type[McfheError], message: str
@@ -168,6 +169,7 @@ def member(name: str, **fields: Any) -> bytes:
             "a member of more",
         ),
     ],
+    ids=message_id,
 )
 def test_hostile_tars(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "set.tar"

@@ -33,7 +33,9 @@ TILES = {"small": SMALL, "medium": MEDIUM, "large": LARGE, "direct": DIRECT}
 DOUBLE_MAX_SUM = 2**22
 INT64_MAX_SUM = 2**32
 
-pytestmark = pytest.mark.skipif(not compiler_available(), reason="the SIMT harness needs a C++20 compiler (g++ or $CXX)")
+pytestmark = pytest.mark.skipif(
+    not compiler_available(), reason="the SIMT harness needs a C++20 compiler (g++ or $CXX)"
+)
 
 _log: dict[str, list[str]] = {"kernels_run": [], "planted_caught": []}
 
@@ -345,7 +347,9 @@ def test_pointwise(driver: Driver, channels: int, inner: int, offset: int) -> No
             table[:, 0] = [0, 0, 1]
         stride = 0 if rows == 1 else degree + 1
         got = driver.launch(
-            "poly", numbers | {"degree": degree, "channel_stride": stride}, {"x": x, "coefficients": table, "moduli": moduli}
+            "poly",
+            numbers | {"degree": degree, "channel_stride": stride},
+            {"x": x, "coefficients": table, "moduli": moduli},
         )
         assert same(got, oracle.reduce(oracle.polynomial(x, table), MODULI))
     for rows in {1, channels}:
@@ -357,7 +361,9 @@ def test_pointwise(driver: Driver, channels: int, inner: int, offset: int) -> No
     for has_x, has_y in ((False, False), (True, False), (True, True)):
         fx = random_residues(rng, MODULI, ()) if has_x else None
         fy = random_residues(rng, MODULI, ()) if has_y else None
-        got = driver.launch("align_add", numbers, {"x": x, "other": y, "x_factor": fx, "y_factor": fy, "moduli": moduli})
+        got = driver.launch(
+            "align_add", numbers, {"x": x, "other": y, "x_factor": fx, "y_factor": fy, "moduli": moduli}
+        )
         assert same(got, oracle.align_add(x, y, MODULI, fx, fy))
 
 
@@ -384,9 +390,7 @@ def test_count_out_of_range(driver: Driver, channels: int, inner: int) -> None:
     flat[:, 0] = [bad[i % len(bad)] for i in range(len(MODULI))]
     flat[-1, -1] = MODULI[-1]
     expected = sum(not 0 <= value < b for row, b in zip(flat, MODULI, strict=True) for value in row)
-    got = driver.launch(
-        "count_out_of_range", pointwise(MODULI, channels, inner, 0), {"x": x, "moduli": ints(MODULI)}
-    )
+    got = driver.launch("count_out_of_range", pointwise(MODULI, channels, inner, 0), {"x": x, "moduli": ints(MODULI)})
     assert got.tolist() == [expected]
 
 
@@ -520,6 +524,10 @@ def test_planted_bug_is_caught(driver: Driver, name: str, schedule: int) -> None
 
 
 def test_unknown_requests_are_refused(driver: Driver) -> None:
-    for op, numbers in (("no_such_op", {}), ("square", {"limbs": 1}), ("planted", {"name": "none", "bug": 1, "size": 1})):
+    for op, numbers in (
+        ("no_such_op", {}),
+        ("square", {"limbs": 1}),
+        ("planted", {"name": "none", "bug": 1, "size": 1}),
+    ):
         with pytest.raises(SimtError):
             driver.launch(op, numbers, {})  # type: ignore[arg-type]

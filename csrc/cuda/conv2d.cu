@@ -1,6 +1,7 @@
 // conv2d: chooses the arithmetic and the tile, launches one kernel.
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "arithmetic.h"
@@ -11,10 +12,24 @@
 namespace mcfhe::cuda {
 namespace {
 
+// Outputs one thread holds.
+struct ThreadTile {
+  int out, positions;
+};
 // Smallest to largest; a larger one is taken where the estimate says that it is faster.
 constexpr ThreadTile kSmallTile{4, 1};
 constexpr ThreadTile kMediumTile{8, 4};
 constexpr ThreadTile kLargeTile{8, 8};
+
+// A tap costs a warp its multiply-adds at 64 a cycle, or what it reads from shared memory at 128 bytes a cycle: its
+// positions, a broadcast of 16 bytes of weights at a time, and the tap's offset.
+ConvModel tile_model(ThreadTile thread, int64_t value_bytes) {
+  const double multiply = thread.out * thread.positions * 32.0 / 64.0;
+  const double shared = static_cast<double>(thread.positions * value_bytes) / 4.0 +
+                        static_cast<double>(thread.out * value_bytes) / 16.0 + 1.0;
+  return {thread.out, int64_t{kWarpSize} * thread.positions, 1, value_bytes, value_bytes, 1, 0,
+          kConvWarps * std::max(multiply, shared)};
+}
 
 template <typename Path, int kOut, int kPos>
 cudaError_t launch_tile(const ConvParams& p, const ConvPlan& plan, WeightRange range, const ConvTensors& tensors,
@@ -37,7 +52,8 @@ cudaError_t launch_path(const ConvParams& p, ConvTile wish, WeightRange range, c
   ConvTile chosen = ConvTile::kDirect;
   const auto consider = [&](ConvTile tile, ThreadTile thread) {
     if (wish != ConvTile::kAuto && wish != tile) return;
-    const ConvPlan other = plan_conv2d(p, thread, sizeof(typename Path::Value), aligned, device.processors);
+    const ConvPlan other =
+        plan_conv2d(p, tile_model(thread, sizeof(typename Path::Value)), aligned, device.processors);
     if (other.blocks == 0 || (plan.blocks != 0 && plan.cycles <= other.cycles)) return;
     plan = other;
     chosen = tile;

@@ -102,8 +102,10 @@ inline void try_tile(const ConvParams& p, const ConvModel& model, const TileChoi
   if (layout(1).total() > kConvSharedBytes) return;
 
   const int64_t units = tiles(p.in_channels / p.groups, model.channels_per_unit);
-  int64_t fit = 1;
-  while (fit < units && layout(fit + 1).total() <= kConvSharedBytes) ++fit;
+  const int64_t unit_bytes =
+      window * (out_block * model.weight_bytes + int64_t{sizeof(int32_t)}) + patch_size * model.patch_bytes;
+  int64_t fit = std::clamp<int64_t>(kConvSharedBytes / unit_bytes, 1, units);
+  while (layout(fit).total() > kConvSharedBytes) --fit;
   const int64_t chunk = tiles(units, tiles(units, fit));  // equal chunks
   const int64_t out_tiles_group = tiles(p.out_channels / p.groups, out_block);
   const int64_t out_tiles = out_tiles_group * p.groups;

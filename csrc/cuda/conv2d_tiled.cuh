@@ -6,10 +6,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "conv2d_plan.h"
+#include "conv2d_block.cuh"
 #include "launch.cuh"
-#include "limb.cuh"
-#include "poly.cuh"
 
 namespace mcfhe::cuda {
 
@@ -41,31 +39,6 @@ struct Int64MidSumPath : Int64Path {
   __device__ static uint32_t reduce(int64_t sum, const Limb& m) { return reduce_any(sum, m); }
 };
 
-// Where one block works.
-struct BlockTile {
-  int64_t limb;
-  int64_t group, out0;          // first output channel of the block, within the group
-  int64_t row0, col0, stream0;  // first output position
-};
-
-__device__ __forceinline__ BlockTile locate_block(const ConvPlan& t) {
-  const uint32_t out_tiles = static_cast<uint32_t>(t.out_tiles);
-  const uint32_t out_tiles_group = static_cast<uint32_t>(t.out_tiles_group);
-  const uint32_t col_tiles = static_cast<uint32_t>(t.col_tiles);
-  const uint32_t row_tiles = static_cast<uint32_t>(t.row_tiles);
-  const uint32_t out_tile = blockIdx.x % out_tiles;
-  const uint32_t place = blockIdx.x / out_tiles;
-  const uint32_t line = place / col_tiles;
-  BlockTile tile;
-  tile.limb = blockIdx.y;
-  tile.group = out_tile / out_tiles_group;
-  tile.out0 = out_tile % out_tiles_group;
-  tile.row0 = static_cast<int64_t>(line % row_tiles) * t.rows;
-  tile.col0 = static_cast<int64_t>(place % col_tiles) * t.cols;
-  tile.stream0 = static_cast<int64_t>(line / row_tiles) * t.stream;
-  return tile;
-}
-
 // The patch of `channels` channels from `channel0` on, as Path values; entries outside the image are 0.
 // kWidth = 2: two neighbouring stream entries at once, with 16-byte accesses.
 template <typename Path, int kWidth>
@@ -78,47 +51,31 @@ __device__ __forceinline__ void stage_patch(const ConvParams& p, const ConvPlan&
   };
   using Load = std::conditional_t<kWidth == 2, longlong2, int64_t>;
   constexpr int kBatch = 4;  // loads in flight a thread
-  const int64_t in_row0 = tile.row0 * p.stride_h - p.padding_h;
-  const int64_t in_col0 = tile.col0 * p.stride_w - p.padding_w;
-  const int64_t row_size = p.width * p.stream;
-  const int64_t first = (tile.limb * p.in_channels + channel0) * p.height;
-  const int units = channels * t.patch_rows * t.row_units.divisor;
-  const int stream_mask = t.stream - 1;
+  const PatchSource source(p, tile);
+  const int64_t plane = p.height * source.row_size;
+  const int64_t* const from = x + (tile.limb * p.in_channels + channel0) * plane;
+  const int loads = channels * t.patch_rows * t.row_units.divisor;
 
-  for (int unit0 = static_cast<int>(threadIdx.x); unit0 < units; unit0 += kBatch * kConvThreads) {
+  for (int load0 = static_cast<int>(threadIdx.x); load0 < loads; load0 += kBatch * kConvThreads) {
     Load loaded[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int unit = unit0 + i * kConvThreads;
-      const int row = t.row_units.quotient(unit);
-      const int col = (unit - row * t.row_units.divisor) * kWidth;
-      const int channel = t.rows_per_channel.quotient(row);
-      const int64_t in_row = in_row0 + (row - channel * t.patch_rows);
-      bool inside = unit < units && in_row >= 0 && in_row < p.height;
-      int64_t in_entry;
-      if (t.stream_shift < 0) {
-        in_entry = in_col0 * p.stream + col;
-        inside = inside && in_entry >= 0 && in_entry < row_size;
-      } else {
-        const int64_t in_col = in_col0 + (col >> t.stream_shift);
-        const int64_t s = tile.stream0 + (col & stream_mask);
-        inside = inside && in_col >= 0 && in_col < p.width && s < p.stream;
-        in_entry = in_col * p.stream + s;
-      }
+      const int load = load0 + i * kConvThreads;
+      const int row = t.row_units.quotient(load);
+      const int channel = t.rows_per_unit.quotient(row);
+      const int col = (load - row * t.row_units.divisor) * kWidth;
+      const int64_t index = load < loads ? source.index(p, t, row - channel * t.patch_rows, col) : -1;
       loaded[i] = Load{};
-      if (inside) {
-        const int64_t index = (first + channel * p.height + in_row) * row_size + in_entry;
-        loaded[i] = __ldg(reinterpret_cast<const Load*>(x + index));
-      }
+      if (index >= 0) loaded[i] = __ldg(reinterpret_cast<const Load*>(from + channel * plane + index));
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int unit = unit0 + i * kConvThreads;
-      if (unit >= units) continue;
+      const int load = load0 + i * kConvThreads;
+      if (load >= loads) continue;
       if constexpr (kWidth == 2) {
-        reinterpret_cast<Pack*>(patch)[unit] = Pack{{Path::residue(loaded[i].x), Path::residue(loaded[i].y)}};
+        reinterpret_cast<Pack*>(patch)[load] = Pack{{Path::residue(loaded[i].x), Path::residue(loaded[i].y)}};
       } else {
-        patch[unit] = Path::residue(loaded[i]);
+        patch[load] = Path::residue(loaded[i]);
       }
     }
   }
@@ -126,21 +83,20 @@ __device__ __forceinline__ void stage_patch(const ConvParams& p, const ConvPlan&
 
 // weight[out][k] of the block's channels -> staged[k * out_block + out], 0 beyond the group's last channel. Threads
 // run over 4 neighbouring k, then channels: 32-byte global sectors, few shared-memory conflicts.
-template <typename Path, int kOut>
-__device__ __forceinline__ void stage_weight(const ConvParams& p, const ConvPlan& t, const BlockTile& tile,
+template <typename Path>
+__device__ __forceinline__ void stage_weight(const ConvParams& p, const BlockTile& tile, int out_block,
                                              const int64_t* __restrict__ weight, int64_t channel0, int taps,
                                              typename Path::Value* staged) {
   const int64_t window = p.kernel_h * p.kernel_w;
   const int64_t row_size = p.in_channels / p.groups * window;
   const int64_t outs = p.out_channels / p.groups;
-  const int out_block = t.out_warps * kOut;
   const int units = (taps + 3) / 4 * 4 * out_block;
   for (int unit = static_cast<int>(threadIdx.x); unit < units; unit += kConvThreads) {
     const int strip = unit / 4;
     const int out = strip & (out_block - 1);
     const int k = strip / out_block * 4 + unit % 4;
     if (k >= taps) continue;
-    const int64_t o = tile.out0 * out_block + out;
+    const int64_t o = tile.out_tile * out_block + out;
     const int64_t q = o < outs ? __ldg(weight + (tile.group * outs + o) * row_size + channel0 * window + k) : 0;
     staged[k * out_block + out] = Path::weight(q);
   }
@@ -150,12 +106,12 @@ __device__ __forceinline__ void stage_weight(const ConvParams& p, const ConvPlan
 __device__ __forceinline__ void stage_taps(const ConvParams& p, const ConvPlan& t, int32_t* taps) {
   const int kernel_w = static_cast<int>(p.kernel_w);
   const int window = static_cast<int>(p.kernel_h) * kernel_w;
-  for (int k = static_cast<int>(threadIdx.x); k < t.chunk_channels * window; k += kConvThreads) {
+  for (int k = static_cast<int>(threadIdx.x); k < t.chunk_units * window; k += kConvThreads) {
     const int channel = k / window;
     const int kh = (k - channel * window) / kernel_w;
     const int kw = k - channel * window - kh * kernel_w;
-    const int row = channel * t.patch_rows + kh * static_cast<int>(p.dilation_h);
-    taps[k] = row * t.patch_width + kw * static_cast<int>(p.dilation_w) * t.stream;
+    const int row = kh * static_cast<int>(p.dilation_h);
+    taps[k] = channel * t.patch_size + row * t.patch_width + kw * static_cast<int>(p.dilation_w) * t.stream;
   }
 }
 
@@ -191,6 +147,9 @@ __global__ void __launch_bounds__(kConvThreads, conv_min_blocks(kOut* kPos))
   using Sum = typename Path::Sum;
   MCFHE_DYNAMIC_SHARED(shared);
   __shared__ Limb limb_slot;
+  Value* const s_weight = reinterpret_cast<Value*>(shared);
+  Value* const s_patch = reinterpret_cast<Value*>(shared + t.patch_offset);
+  int32_t* const s_taps = reinterpret_cast<int32_t*>(shared + t.taps_offset);
 
   const BlockTile tile = locate_block(t);
   const int thread = static_cast<int>(threadIdx.x);
@@ -202,23 +161,9 @@ __global__ void __launch_bounds__(kConvThreads, conv_min_blocks(kOut* kPos))
   const int window = static_cast<int>(p.kernel_h * p.kernel_w);
   const int64_t channels = p.in_channels / p.groups;
 
-  Value* const s_weight = reinterpret_cast<Value*>(shared);
-  Value* const s_patch = reinterpret_cast<Value*>(shared + t.patch_offset);
-  int32_t* const s_taps = reinterpret_cast<int32_t*>(shared + t.taps_offset);
-
-  // First patch entry of each position; positions beyond the tile compute on entry 0 and store nothing.
   int entry[kPos];
 #pragma unroll
-  for (int j = 0; j < kPos; ++j) {
-    const int position = position0 + j * position_step;
-    const int row = t.tile_row.quotient(position);
-    const int in_row = position - row * t.tile_row.divisor;
-    const int col = t.tile_col.quotient(in_row);
-    const int s = in_row - col * t.tile_col.divisor;
-    const int at = row * static_cast<int>(p.stride_h) * t.patch_width + col * static_cast<int>(p.stride_w) * t.stream + s;
-    entry[j] = row < t.rows ? at : 0;
-  }
-
+  for (int j = 0; j < kPos; ++j) entry[j] = patch_entry(p, t, position0 + j * position_step);
   Sum sum[kOut][kPos];
 #pragma unroll
   for (int i = 0; i < kOut; ++i) {
@@ -226,14 +171,15 @@ __global__ void __launch_bounds__(kConvThreads, conv_min_blocks(kOut* kPos))
     for (int j = 0; j < kPos; ++j) sum[i][j] = 0;
   }
 
+  // The division in make_limb overlaps the loads of the other warps.
   if (thread == kConvThreads - 1) limb_slot = make_limb(__ldg(moduli + tile.limb));
   stage_taps(p, t, s_taps);
   [[maybe_unused]] int pending = 0;
-  for (int64_t c0 = 0; c0 < channels; c0 += t.chunk_channels) {
-    const int count = static_cast<int>(channels - c0 < t.chunk_channels ? channels - c0 : t.chunk_channels);
+  for (int64_t c0 = 0; c0 < channels; c0 += t.chunk_units) {
+    const int count = static_cast<int>(channels - c0 < t.chunk_units ? channels - c0 : t.chunk_units);
     const int taps = count * window;
     if (c0 > 0) __syncthreads();
-    stage_weight<Path, kOut>(p, t, tile, weight, c0, taps, s_weight);
+    stage_weight<Path>(p, tile, out_block, weight, c0, taps, s_weight);
     if (t.pairs != 0) {
       stage_patch<Path, 2>(p, t, tile, x, tile.group * channels + c0, count, s_patch);
     } else {
@@ -270,31 +216,18 @@ __global__ void __launch_bounds__(kConvThreads, conv_min_blocks(kOut* kPos))
   const int64_t plane = p.out_h * p.out_w * p.stream;
 #pragma unroll
   for (int i = 0; i < kOut; ++i) {
-    const int64_t in_group = tile.out0 * out_block + out0 + i;
+    const int64_t in_group = tile.out_tile * out_block + out0 + i;
     if (in_group >= outs) break;
     const int64_t o = tile.group * outs + in_group;
     uint32_t v[kPos];
 #pragma unroll
     for (int j = 0; j < kPos; ++j) v[j] = Path::reduce(sum[i][j], limb);
-    if (bias != nullptr) {
-      const uint32_t a = static_cast<uint32_t>(__ldg(bias + tile.limb * p.out_channels + o));
-#pragma unroll
-      for (int j = 0; j < kPos; ++j) v[j] = add_mod(v[j], a, limb);
-    }
-    if (poly.degree > 0) apply_poly(v, poly.row(tile.limb, o, p.out_channels), poly.degree, limb);
+    finish_outputs(p, bias, poly, tile.limb, o, limb, v);
     int64_t* const to = y + (tile.limb * p.out_channels + o) * plane;
 #pragma unroll
     for (int j = 0; j < kPos; ++j) {
-      const int position = position0 + j * position_step;
-      const int row = t.tile_row.quotient(position);
-      const int in_row = position - row * t.tile_row.divisor;
-      const int col = t.tile_col.quotient(in_row);
-      const int64_t out_row = tile.row0 + row;
-      const int64_t out_col = tile.col0 + col;
-      const int64_t s = tile.stream0 + (in_row - col * t.tile_col.divisor);
-      if (row < t.rows && out_row < p.out_h && out_col < p.out_w && s < p.stream) {
-        to[(out_row * p.out_w + out_col) * p.stream + s] = static_cast<int64_t>(v[j]);
-      }
+      const int64_t index = output_index(p, t, tile, position0 + j * position_step);
+      if (index >= 0) to[index] = static_cast<int64_t>(v[j]);
     }
   }
 }

@@ -1,0 +1,5 @@
+"""``python -m mcfhe``: the same as the ``mcfhe`` command."""
+
+from mcfhe.cli import main
+
+main()
