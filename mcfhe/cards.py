@@ -104,8 +104,8 @@ def _typed(value: Any, *kinds: type) -> Any:
     return value
 
 
-def _arguments(value: Any) -> Mapping[str, Argument]:
-    return MappingProxyType({name: _typed(v, int, bool, str) for name, v in _typed(value, dict).items()})
+def _arguments(value: Any) -> dict[str, Argument]:
+    return {name: _typed(v, int, bool, str) for name, v in _typed(value, dict).items()}
 
 
 def _floats(value: Any) -> tuple[float, ...]:
@@ -129,7 +129,8 @@ _DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], card: ModelCard) -> None:
     """Write atomically: on any failure the file that was there before stays."""
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    # Containers have no 0-dimensional tensors; batch norm's step counter is one.
+    arrays = {name: tensor.detach().cpu().reshape(_stored(tensor)).numpy() for name, tensor in tensors.items()}
     container.write_file(path, container.pack(KIND, arrays, card.to_metadata()))
 
 
@@ -145,17 +146,22 @@ def read(
     data = container.read_file(path, MAX_FILE_BYTES)
     try:
         card = ModelCard.from_metadata(container.read_header(data).metadata)
+        expected = expect(card)
         fields = {
-            name: container.TensorField(_DTYPES[tensor.dtype], tuple((size, size) for size in tensor.shape))
-            for name, tensor in expect(card).items()
+            name: container.TensorField(_DTYPES[tensor.dtype], tuple((size, size) for size in _stored(tensor)))
+            for name, tensor in expected.items()
         }
         arrays = container.unpack(data, KIND, fields, (*_TEXT_FIELDS, *_JSON_FIELDS)).tensors
         # Copied: views of immutable bytes are no storage for trainable weights.
-        tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-        check_tensors(tensors, tensors)
+        tensors = {name: torch.from_numpy(arrays[name].copy()).reshape(like.shape) for name, like in expected.items()}
+        check_tensors(tensors, expected)
     except (FormatError, ParameterError) as error:
         raise FormatError(f"{os.fspath(path)}: {error}") from None
     return card, tensors
+
+
+def _stored(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape) or (1,)
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

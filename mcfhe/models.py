@@ -185,8 +185,10 @@ def build(arch: str, **arguments: Argument) -> nn.Module:
 
 def available_pretrained() -> dict[str, tuple[str, ...]]:
     """The data sets that each architecture ships weights for, for example ``{"lenet": ("fashion-mnist",)}``."""
-    names = {arch: (p.stem[len(arch) + 1 :] for p in ASSETS.glob(f"{arch}-*.safetensors")) for arch in ARCHITECTURES}
-    return {arch: tuple(sorted(found)) for arch, found in names.items()}
+    return {
+        arch: tuple(sorted(path.stem[len(arch) + 1 :] for path in ASSETS.glob(f"{arch}-*.safetensors")))
+        for arch in ARCHITECTURES
+    }
 
 
 def _pretrained(arch: str, dataset: str, values: tuple[Argument, ...]) -> nn.Module:

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -102,7 +101,7 @@ class Program:
     """
 
     def __init__(self, graph: Graph, settings: Settings) -> None:
-        """ParameterError if weights do not fit the scale, or the graph's ends do not fit the settings."""
+        """ParameterError if weights or orders do not fit the scale, or the graph's ends the settings."""
         if graph.output_shape != (len(settings.labels),) or graph.input_shape[0] != len(settings.mean):
             raise ParameterError(
                 f"program: output {graph.output_shape} for {len(settings.labels)} labels, "
@@ -115,6 +114,7 @@ class Program:
         self.program_id = _identity(self._body, self._tensors)
         self._integer_programs: dict[str, IntegerProgram] = {}
         self._certificates: dict[str, Certificate] = {}
+        self._client_spec = self._make_client_spec()  # now, so that no program exists whose plan cannot be made
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -148,8 +148,7 @@ class Program:
         """What a client needs, without weights or layers."""
         return self._client_spec
 
-    @cached_property
-    def _client_spec(self) -> ClientSpec:
+    def _make_client_spec(self) -> ClientSpec:
         noise = max_noise(self.settings.amplification)
         profiles = {
             name: ProfileSpec(

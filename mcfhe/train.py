@@ -24,6 +24,7 @@ from mcfhe.scoring import accuracy, normalise, statistics
 
 AUGMENTATIONS = ("none", "shift", "shift-flip")
 MAX_SHIFT = 1  # pixels, each way
+GRID_BITS = 8  # log2 of the scale that compile() takes by default
 WARM_UP = 0.2  # of all steps
 MAX_GRADIENT_NORM = 1.0  # a polynomial has no saturation: one outlier must not throw the weights far off
 
@@ -70,7 +71,7 @@ def train(
     validation: int = 0,
     balance: bool = False,
     activation: str = "poly",
-    grid_bits: int | None = 8,
+    grid_bits: int = GRID_BITS,
     limit: int | None = None,
     device: str = "cpu",
     command: str | None = None,
@@ -96,10 +97,10 @@ def train(
         validation: hold out this many training images, drawn by seed, and report their accuracy after every epoch.
         balance: weight each class by the inverse of its frequency in the training split.
         activation: see :func:`mcfhe.models.lenet`.
-        grid_bits: :func:`snap` the fused weights to multiples of 2**-grid_bits, 1..20; None leaves them as they are.
+        grid_bits: :func:`snap` the fused weights to multiples of 2**-grid_bits, 1..20; 0 leaves them as they are.
         limit: use only the first so many images of either split.
         device: of the training; the returned model is on the CPU.
-        command: recorded in the card; by default the ``mcfhe train`` line with these arguments.
+        command: recorded in the card; by default the ``mcfhe train`` line with these arguments, ``data`` left out.
         on_epoch: called after every epoch.
 
     Raises:
@@ -114,16 +115,15 @@ def train(
         raise ParameterError(f"lr: {lr}, weight_decay: {weight_decay}; use finite lr > 0 and weight_decay >= 0")
     if augment not in AUGMENTATIONS:
         raise ParameterError(f"augment: {augment!r}; choose one of {', '.join(AUGMENTATIONS)}")
-    if grid_bits is not None and not 1 <= grid_bits <= 20:
-        raise ParameterError(f"grid_bits: {grid_bits}; use 1..20, or None for no grid")
+    if not 0 <= grid_bits <= 20:
+        raise ParameterError(f"grid_bits: {grid_bits}; use 1..20, or 0 for no grid")
     train_set, test_set = _splits(dataset, data, limit)
     channels, side, _ = train_set.image_shape
     mean, std = statistics(train_set)
     options = {"dataset": train_set.name, "arch": arch, "epochs": epochs, "seed": seed, "lr": lr}
     options |= {"batch-size": batch_size, "augment": augment, "weight-decay": weight_decay, "activation": activation}
-    options |= {} if grid_bits is None else {"grid-bits": grid_bits}
-    options |= {"validation": validation} if validation else {}
-    options |= {"limit": limit} if limit else {}
+    optional = {"grid-bits": (grid_bits, GRID_BITS), "validation": (validation, 0), "limit": (limit, None)}
+    options |= {name: value for name, (value, default) in optional.items() if value != default}
     card = ModelCard(
         arch=arch,
         arguments={
@@ -160,7 +160,7 @@ def train(
             if on_epoch is not None:
                 on_epoch(history[-1])
     trained = models.fuse_batch_norm(model.cpu())
-    if grid_bits is not None:
+    if grid_bits:
         snap(trained, grid_bits)
     test_accuracy = accuracy(trained, test_set, mean, std)
     card = replace(card, test_accuracy=test_accuracy)
@@ -283,7 +283,8 @@ def _command(options: Mapping[str, object], flags: Sequence[str]) -> str:
     words = ["mcfhe", "train"]
     for name, value in options.items():
         words += [f"--{name}", str(value)]
-    return shlex.join(words + [f"--{flag}" for flag in flags])
+    words += [*(f"--{flag}" for flag in flags), "--out", f"{options['arch']}-{options['dataset']}.safetensors"]
+    return shlex.join(words)
 
 
 @contextmanager

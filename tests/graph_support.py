@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Input, Linear, Node, Poly, infer_shape
 from mcfhe.graph.steps import (
@@ -19,6 +22,15 @@ from mcfhe.graph.steps import (
     PolyStep,
     PoolStep,
 )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors are tiny in these tests: on a busy machine threads would wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def naive(program: IntegerProgram, image: Any) -> list[int]:

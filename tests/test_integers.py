@@ -68,6 +68,16 @@ def test_values_between_int64_and_uint64_stay_exact() -> None:
     assert evaluate_integers(program, inputs) == [naive(program, inputs[0])]
 
 
+def test_weights_that_are_all_zero() -> None:
+    # the sums are zero, the values that are packed are not
+    zeros = LinearStep(
+        name="fc", inputs=(1,), shape=(2,), order=Order(0, 0), weight=np.zeros((2, 2), np.int64), bias=(5, -7)
+    )
+    flatten = FlattenStep(name="flatten", inputs=(0,), shape=(2,), order=Order(0, 0))
+    program = IntegerProgram(steps=(flatten, zeros), input_shape=(1, 1, 2), input_order=Order(0, 0))
+    assert evaluate_integers(program, np.array([[[[10**30, -(10**30)]]]], object)) == [[5, -7]]
+
+
 def _square() -> tuple[Poly]:
     return (Poly(name="square", inputs=(0,), coefficients=np.array([[0.0, 0.0, 1.0]])),)
 

@@ -20,7 +20,7 @@ from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, In
 from mcfhe.graph.order import Order
 from mcfhe.graph.steps import AddStep, ConcatStep, Conv2dStep, LinearStep, PolyStep, PoolStep
 from mcfhe.modular.plan import input_intervals, input_orders, lower, max_noise, pool_factor, quantise, rounding_notes
-from tests.graph_support import random_graph, random_integers
+from tests.graph_support import one_thread, random_graph, random_integers  # noqa: F401 - a fixture
 
 IMAGE = Input(name="input", inputs=(), shape=(1, 4, 4))
 VECTOR = (Input(name="input", inputs=(), shape=(2, 1, 1)), Flatten(name="flatten", inputs=(0,)))
@@ -107,7 +107,9 @@ def test_one_channel_that_is_not_whole_makes_all_pay() -> None:
     assert (step.order, step.coefficients) == (Order(2, 24), ((0, 0, 256), (0, 0, 384)))
 
 
-@pytest.mark.parametrize(("divisor", "factor", "order"), [(4, 64, Order(1, 24)), (9, 28, Order(1, 24)), (1, 1, Order(1, 16))])
+@pytest.mark.parametrize(
+    ("divisor", "factor", "order"), [(4, 64, Order(1, 24)), (9, 28, Order(1, 24)), (1, 1, Order(1, 16))]
+)
 def test_average_pool(divisor: int, factor: int, order: Order) -> None:
     pool = AvgPool2d(name="pool", inputs=(0,), kernel=(2, 2), stride=(2, 2), padding=(0, 0), divisor=divisor)
     step = lower(Graph((IMAGE, pool)), 8, 16, Order(1, 16)).steps[0]
@@ -117,7 +119,12 @@ def test_average_pool(divisor: int, factor: int, order: Order) -> None:
 
 def test_additions_align_both_operands() -> None:
     # a square is ahead in t, a linear polynomial with a scale is ahead of nothing: neither order holds the other
-    nodes = (IMAGE, poly(0.0, 0.0, 1.0, name="square"), poly(0.0, 0.5, name="line"), poly(0.0, 0.5, name="line2", source=2))
+    nodes = (
+        IMAGE,
+        poly(0.0, 0.0, 1.0, name="square"),
+        poly(0.0, 0.5, name="line"),
+        poly(0.0, 0.5, name="line2", source=2),
+    )
     pair = (*nodes, Add(name="add", inputs=(1, 3)), Concat(name="cat", inputs=(3, 1)))
     program = lower(Graph(pair), 8, 16, Order(1, 8))
     add, concat = program.steps[-2:]
@@ -161,7 +168,9 @@ def exact_scores(graph: Graph, image: np.ndarray, scale_bits: int) -> list[Fract
             for o, r, c in np.ndindex(*shape):
                 first = o // (len(weight) // groups) * weight.shape[1]
                 rows = slice(r * node.stride[0], r * node.stride[0] + spread[0] * (weight.shape[2] - 1) + 1, spread[0])
-                columns = slice(c * node.stride[1], c * node.stride[1] + spread[1] * (weight.shape[3] - 1) + 1, spread[1])
+                columns = slice(
+                    c * node.stride[1], c * node.stride[1] + spread[1] * (weight.shape[3] - 1) + 1, spread[1]
+                )
                 y[o, r, c] = (weight[o] * padded[first : first + weight.shape[1], rows, columns]).sum() + bias[o]
         elif isinstance(node, Linear):
             y = fractions(node.weight) @ x + (0 if node.bias is None else fractions(node.bias))
@@ -216,7 +225,7 @@ def test_largest_weights_are_kept() -> None:
 
 def test_pool_that_would_give_zeros_is_refused() -> None:
     pool = AvgPool2d(name="pool", inputs=(0,), kernel=(4, 4), stride=(1, 1), padding=(0, 0), divisor=16)
-    with pytest.raises(ParameterError, match="'pool'.*only zeros.*scale_bits of 5"):
+    with pytest.raises(ParameterError, match=r"'pool'.*only zeros.*scale_bits of 5"):
         quantise(Graph((IMAGE, pool)), 3)
     assert not rounding_notes(Graph((IMAGE, pool)), 4)
     ninth = AvgPool2d(name="pool", inputs=(0,), kernel=(3, 3), stride=(1, 1), padding=(0, 0), divisor=9)
@@ -229,11 +238,13 @@ def test_orders_beyond_use_are_refused() -> None:
     nodes: list[Node] = [IMAGE]
     for i in range(8):
         nodes.append(poly(*[0.0] * 16, 1.0, source=i, name=f"p{i}"))
-    with pytest.raises(ParameterError, match="'p3'.*order"):
+    with pytest.raises(ParameterError, match=r"'p3'.*order"):
         lower(Graph(tuple(nodes)), 8, 16, Order(1, 8))
 
 
-@pytest.mark.parametrize(("bits", "amplification", "order"), [(0, 16, Order(1, 8)), (8, 0, Order(1, 8)), (8, 2, Order(1, 7))])
+@pytest.mark.parametrize(
+    ("bits", "amplification", "order"), [(0, 16, Order(1, 8)), (8, 0, Order(1, 8)), (8, 2, Order(1, 7))]
+)
 def test_bad_parameters_are_refused(bits: int, amplification: int, order: Order) -> None:
     with pytest.raises(ParameterError, match="plan"):
         lower(Graph((IMAGE, poly(0.0, 1.0))), bits, amplification, order)

@@ -27,14 +27,16 @@ from tests.simt_oracle import Ints, Pair, ints
 BIG = 2**31 - 1
 MODULI = (2, 3, BIG, 2**30, 998244353, 1073741789, 46341 * 46337, 2**31 - 3)
 AUTO, DOUBLE, INT64, MID_SUM, INT8 = range(5)
-ARITHMETIC = {"auto": AUTO, "double": DOUBLE, "int64": INT64, "mid_sum": MID_SUM}
+ARITHMETIC = {"auto": AUTO, "double": DOUBLE, "int64": INT64, "mid_sum": MID_SUM, "int8": INT8}
 ANY_TILE, SMALL, MEDIUM, LARGE, DIRECT = range(5)
 TILES = {"small": SMALL, "medium": MEDIUM, "large": LARGE, "direct": DIRECT}
 DOUBLE_MAX_SUM = 2**22
 INT64_MAX_SUM = 2**32
+INT8_MAX_ABS = 127 * 65793
+LIMITS = {"double": DOUBLE_MAX_SUM, "int64": INT64_MAX_SUM, "int8": INT64_MAX_SUM}
 
 pytestmark = pytest.mark.skipif(
-    not compiler_available(), reason="the SIMT harness needs a C++20 compiler (g++ or $CXX)"
+    not compiler_available(), reason="the SIMT harness needs g++ 11 or later (or $MCFHE_SIMT_CXX)"
 )
 
 _log: dict[str, list[str]] = {"kernels_run": [], "planted_caught": []}
@@ -146,10 +148,9 @@ class Conv:
         buffers = {"x": x, "weight": weight, "bias": bias, "poly": poly, "moduli": ints(self.moduli)}
         schedule = self.seed
         for name in self.arithmetic:
-            limit = {"double": DOUBLE_MAX_SUM, "int64": INT64_MAX_SUM}.get(name)
-            if limit is not None and max_sum > limit:
+            if max_sum > LIMITS.get(name, max_sum) or (name == "int8" and max_abs > INT8_MAX_ABS):
                 continue
-            for tile in self.tiles if name != "auto" else ("any",):
+            for tile in self.tiles if name not in ("auto", "int8") else ("any",):
                 if name == "mid_sum" and tile in ("medium", "large"):
                     continue
                 schedule += 1
@@ -197,7 +198,7 @@ def test_conv2d(driver: Driver, name: str) -> None:
 @pytest.mark.parametrize("b", [BIG, 2])
 def test_conv2d_at_the_limit_of_its_arithmetic(driver: Driver, arithmetic: str, sign: int, b: int) -> None:
     """sum |q| is the largest allowed, every residue b - 1."""
-    limit = {"double": DOUBLE_MAX_SUM, "int64": INT64_MAX_SUM}[arithmetic]
+    limit = LIMITS[arithmetic]
     channels = 4
     x = ints(np.full((1, channels, 1, 1, 4), b - 1))
     weight = ints(np.full((3, channels, 1, 1), sign * limit // channels))
@@ -262,7 +263,7 @@ def convolutions(draw: st.DrawFn) -> Conv:
 
 
 random_cases = settings(
-    max_examples=40,
+    max_examples=120,
     deadline=None,
     derandomize=True,
     database=None,

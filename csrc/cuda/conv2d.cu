@@ -95,6 +95,8 @@ cudaError_t launch_conv2d(const ConvParams& p, WeightRange range, ConvOptions op
       return launch_path<DoublePath>(p, options.tile, range, device, tensors, stream);
     case Arithmetic::kInt64:
       return launch_path<Int64Path>(p, options.tile, range, device, tensors, stream);
+    case Arithmetic::kInt8:
+      return launch_conv2d_int8(p, range, device, tensors, stream);
     default:
       return launch_path<Int64MidSumPath>(p, options.tile, range, device, tensors, stream);
   }

@@ -1,6 +1,7 @@
 // The convolution kernels that live in sources of their own, behind launch_conv2d and launch_linear.
 #pragma once
 
+#include "device_traits.h"
 #include "kernels/cuda_launch.h"
 
 namespace mcfhe::cuda {
@@ -18,5 +19,10 @@ struct ConvTensors {
 // One output a thread, any sizes, any weights: what no tile can hold.
 cudaError_t launch_conv2d_direct(const ConvParams& p, WeightRange range, const ConvTensors& tensors,
                                  cudaStream_t stream);
+
+// int8 tensor cores, compute capability 8.0 or later; cudaErrorInvalidValue beyond |q| = 8,355,711, about 21,000
+// weights an output, or windows that no tile can hold.
+cudaError_t launch_conv2d_int8(const ConvParams& p, WeightRange range, const DeviceTraits& device,
+                               const ConvTensors& tensors, cudaStream_t stream);
 
 }  // namespace mcfhe::cuda

@@ -131,8 +131,8 @@ __device__ __forceinline__ void load_broadcast(const Value* from, Value (&to)[kC
   }
 }
 
-// Blocks a multiprocessor should hold: bounds registers at 255, 128 and 64 a thread.
-constexpr int conv_min_blocks(int outputs) { return outputs >= 64 ? 2 : outputs >= 32 ? 4 : 8; }
+// Blocks a multiprocessor should hold: bounds registers at 255, 168 and 64 a thread.
+constexpr int conv_min_blocks(int outputs) { return outputs >= 64 ? 2 : outputs >= 32 ? 3 : 8; }
 
 template <typename Path, int kOut, int kPos>
 __global__ void __launch_bounds__(kConvThreads, conv_min_blocks(kOut* kPos))
@@ -164,12 +164,7 @@ __global__ void __launch_bounds__(kConvThreads, conv_min_blocks(kOut* kPos))
   int entry[kPos];
 #pragma unroll
   for (int j = 0; j < kPos; ++j) entry[j] = patch_entry(p, t, position0 + j * position_step);
-  Sum sum[kOut][kPos];
-#pragma unroll
-  for (int i = 0; i < kOut; ++i) {
-#pragma unroll
-    for (int j = 0; j < kPos; ++j) sum[i][j] = 0;
-  }
+  Sum sum[kOut][kPos] = {};
 
   // The division in make_limb overlaps the loads of the other warps.
   if (thread == kConvThreads - 1) limb_slot = make_limb(__ldg(moduli + tile.limb));

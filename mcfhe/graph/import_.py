@@ -101,8 +101,11 @@ def _check_forward(model: nn.Module, example: Tensor) -> None:
 def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad(), _quiet("torch.fx.experimental.symbolic_shapes"):
-            # an empty table decomposes nothing, but turns in-place operations into plain ones
-            exported: torch.export.ExportedProgram = torch.export.export(model, (example,)).run_decompositions({})
+            exported = torch.export.export(model, (example,))
+            schemas = [getattr(node.target, "_schema", None) for node in exported.graph.nodes]
+            if any(schema is not None and schema.is_mutable for schema in schemas):
+                # an empty table decomposes nothing, but turns in-place operations into plain ones
+                exported = exported.run_decompositions({})
             return exported
     except Exception as error:  # torch.export has no common base for what it raises
         raise UnsupportedLayerError(

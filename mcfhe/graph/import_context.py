@@ -78,12 +78,11 @@ class Context:
         """A constant operand as a polynomial of degree 0 in ``like``: one number, or one a channel."""
         shape = self.shape(like)
         full = (self.batch, *shape)
+        array = self.array(value, "constant")
         try:
-            values = np.broadcast_to(self.array(value, "constant"), full)
+            values = np.broadcast_to(array, full)
         except ValueError:
-            self.refuse(
-                f"combines {full[1:]} with a constant of shape {tuple(value.shape)}; use one number per channel"
-            )
+            self.refuse(f"combines {full[1:]} with a constant of shape {array.shape}; use one number per channel")
         by_channel: np.ndarray = values[0].reshape(shape[0], -1)[:, :1]
         if not (values == by_channel.reshape(shape[0], *(1,) * (len(shape) - 1))).all():
             self.refuse("has a constant that differs between positions; use one number per channel")

@@ -136,8 +136,11 @@ class _Fields:
         return [read(data[i : i + size], "little") - half for i in range(size * skip, size * total, size)]
 
 
-def _largest(x: np.ndarray) -> int:
-    return max(max(x.flat), -min(x.flat)) if x.size else 0
+def _fields_for(x: np.ndarray, weight: np.ndarray) -> _Fields:
+    """Fields that hold every value of x and every sum of weights times values of x."""
+    largest = max(max(x.flat), -min(x.flat)) if x.size else 0
+    factors = np.abs(weight).reshape(len(weight), -1).sum(axis=1)  # below 2**63: |q| < 2**31
+    return _Fields(largest * max(1, int(factors.max())))
 
 
 def _conv(step: Conv2dStep, x: np.ndarray) -> np.ndarray:
@@ -147,7 +150,7 @@ def _conv(step: Conv2dStep, x: np.ndarray) -> np.ndarray:
     _, height, _, batch = x.shape
     _, rows, columns = step.shape
     stride, pad, dilation = step.stride, step.padding, step.dilation
-    fields = _Fields(_largest(x) * int(np.abs(step.weight).reshape(outputs, -1).sum(axis=1).max()))
+    fields = _fields_for(x, step.weight)
     packed = [
         [
             [fields.pack(line[phase :: stride[1]].flat, line[phase :: stride[1]].size) for phase in range(stride[1])]
@@ -183,7 +186,7 @@ def _conv(step: Conv2dStep, x: np.ndarray) -> np.ndarray:
 def _linear(step: LinearStep, x: np.ndarray) -> np.ndarray:
     """One packed integer of all images for each input."""
     batch = x.shape[1]
-    fields = _Fields(_largest(x) * int(np.abs(step.weight).sum(axis=1).max()))
+    fields = _fields_for(x, step.weight)
     packed = [fields.pack(row, batch) for row in x]
     y = np.empty((len(step.weight), batch), object)
     for o, weights in enumerate(step.weight.tolist()):

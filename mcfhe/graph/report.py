@@ -42,8 +42,8 @@ def summarise(
         f"{title}: input {_shape(program.input_shape)}, {len(settings.labels)} labels, scale 2^{settings.scale_bits}, "
         f"amplification 2^{settings.amplification_bits}, {settings.modulus_bits}-bit moduli,",
         f"guard {settings.guard_bits} bits, passes: {', '.join(settings.passes) or 'none'}",
-        f"profile {profile}: order (t, l) stands for V / (a^t Delta^l); bits are of the largest proved |V|, headroom is",
-        "up to half of the smallest product of moduli allowed; only the scores must fit, other layers may wrap",
+        f"profile {profile}: order (t, l) stands for V / (a^t Delta^l); bits are of the largest proved |V|, headroom",
+        "is up to half of the smallest product of moduli allowed; only the scores must fit, other layers may wrap",
         "",
         *_table(program, certificate, settings),
         "",
@@ -54,7 +54,8 @@ def summarise(
         lines += [
             f"{name}: order {other.output_order.label(settings.scale_bits)}, scores of {bounds.layers[-1].bits} bits, "
             f"widest layer {bounds.widest.name} with {bounds.widest.bits}; the moduli must hold",
-            f"{indent}  {bounds.required_bits} bits: {cost.limbs} limbs, at {lanes} lanes {cost.sub_images} sub-images a channel;",
+            f"{indent}  {bounds.required_bits} bits: {cost.limbs} limbs, at {lanes} lanes {cost.sub_images} sub-images "
+            "a channel;",
             f"{indent}  per image {_bytes(cost.bytes_up)} up, {_bytes(cost.bytes_down)} down, {cost.macs:,} MACs, "
             f"{cost.residue_macs:,} on residues",
         ]

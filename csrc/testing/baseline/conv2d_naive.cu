@@ -17,7 +17,7 @@ using cuda::LaunchShape;
 
 constexpr int kThreads = 256;
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     conv2d_naive_kernel(const ConvParams p,
                         const int64_t* __restrict__ x,       // [L, C, H, W, S]
                         const int64_t* __restrict__ weight,  // [O, C / groups, KH, KW]

@@ -245,7 +245,8 @@ void answer(const std::string& line) {
     Call call(line);
     simt::options() = {static_cast<uint64_t>(call.number("schedule", 0)),
                        static_cast<uint64_t>(call.number("edge_blocks", 0)),
-                       static_cast<int>(call.number("processors", 132)), static_cast<int>(call.number("double_ratio", 2))};
+                       static_cast<int>(call.number("processors", 132)),
+                       static_cast<int>(call.number("double_ratio", 2)), static_cast<int>(call.number("major", 9))};
     const auto op = kOps.find(call.op());
     if (op == kOps.end()) throw simt::Error("unknown op " + call.op());
     const cudaError_t error = op->second(call);

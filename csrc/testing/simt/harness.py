@@ -32,7 +32,7 @@ Int64Array = npt.NDArray[np.int64]
 
 _COMMON = [
     *("-std=c++20", "-O1", "-g1", "-DMCFHE_SIMT", "-fno-strict-aliasing", "-ffp-contract=off"),
-    *("-Wall", "-Wextra", "-Wconversion", "-Werror", "-Wno-unknown-pragmas"),
+    "-Werror=conversion",  # a 64-bit index that narrows without a cast is an error
     *(f"-I{HERE / 'include'}", f"-I{CSRC}", f"-I{HERE}"),
 ]
 _SANITIZE = {
@@ -47,6 +47,15 @@ class SimtError(AssertionError):
     """A kernel did something that the CUDA execution model forbids, or a sanitizer stopped it."""
 
 
+def compiler() -> str:
+    """GCC, for its thread-sanitizer hooks: $MCFHE_SIMT_CXX, or g++."""
+    return os.environ.get("MCFHE_SIMT_CXX", "g++")
+
+
+def compiler_available() -> bool:
+    return shutil.which(compiler()) is not None
+
+
 def kernel_sources() -> list[Path]:
     """The .cu files under test: the package's and the benchmark baseline."""
     return sorted((CSRC / "cuda").glob("*.cu")) + sorted((CSRC / "testing" / "baseline").glob("*.cu"))
@@ -57,6 +66,12 @@ def global_functions() -> list[str]:
     sources = [*kernel_sources(), *sorted((CSRC / "cuda").glob("*.cuh"))]
     pattern = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s+)?(\w+)")
     return sorted({name for path in sources for name in pattern.findall(path.read_text())})
+
+
+def planted_names() -> list[str]:
+    """Names of the planted mistakes, as the sources register them."""
+    sources = sorted((HERE / "planted").glob("*.cu"))
+    return sorted({name for path in sources for name in re.findall(r'Register\(\{"(\w+)"', path.read_text())})
 
 
 def _hash(parts: Sequence[str | bytes]) -> str:
@@ -74,7 +89,7 @@ def _compile(source: Path, flags: list[str], stamp: str, folder: Path) -> Path:
             stale.unlink()
         kind = ["-x", "c++"] if source.suffix == ".cu" else []
         partial = target.with_suffix(f".{os.getpid()}.tmp")
-        command = [os.environ.get("CXX", "g++"), *kind, *flags, "-c", str(source), "-o", str(partial)]
+        command = [compiler(), *kind, *flags, "-c", str(source), "-o", str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"the SIMT harness does not compile: {' '.join(command)}\n{done.stderr}")
@@ -99,7 +114,7 @@ def build(variant: str, folder: Path | None = None, jobs: int | None = None) -> 
         for stale in folder.glob("driver-*"):
             stale.unlink()
         partial = folder / f"partial.{os.getpid()}"
-        command = [os.environ.get("CXX", "g++"), *_SANITIZE[variant], *map(str, objects), "-o", str(partial)]
+        command = [compiler(), *_SANITIZE[variant], *map(str, objects), "-o", str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"the SIMT harness does not link: {' '.join(command)}\n{done.stderr}")
@@ -203,7 +218,3 @@ class Driver:
         self.close()
         lines = [line for line in text.splitlines() if "ERROR:" in line or "runtime error:" in line]
         return (lines[0] if lines else f"the driver ended with code {code}") + "\n" + text
-
-
-def compiler_available() -> bool:
-    return shutil.which(os.environ.get("CXX", "g++")) is not None

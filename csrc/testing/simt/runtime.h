@@ -19,6 +19,7 @@ struct Options {
   uint64_t edge_blocks = 0;  // 0: all blocks; n: the first n and the last n only
   int processors = 132;
   int double_ratio = 2;
+  int major = 9;
 };
 Options& options();
 

@@ -275,7 +275,17 @@ cudaError_t cudaGetDevice(int* device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? simt::options().processors : simt::options().double_ratio;
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = simt::options().processors;
+      break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = simt::options().major;
+      break;
+    case cudaDevAttrSingleToDoublePrecisionPerfRatio:
+      *value = simt::options().double_ratio;
+      break;
+  }
   return cudaSuccess;
 }
 

@@ -1,0 +1,35 @@
+"""The README's example runs as written and its numbers are those of the committed measurements."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.render import render
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_python_example_runs_as_written() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["ankle boot", "pullover", "trouser", "trouser", "shirt"]
+
+
+def test_numbers_come_from_the_measurements() -> None:
+    assert render(TEXT) == TEXT
+
+
+def test_every_listed_command_exists() -> None:
+    from mcfhe.cli import app
+
+    assert set(re.findall(r"^\| `mcfhe (\w+)", TEXT, re.MULTILINE)) == set(app.commands)
+
+
+def test_links_point_to_files() -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", TEXT):
+        assert (ROOT / link).exists(), link
