@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 import mcfhe
+from mcfhe.cards import ModelCard
 from mcfhe.datasets import SAMPLE, Dataset
 from mcfhe.program import Program
 from mcfhe.spec import ClientSpec
@@ -76,7 +77,7 @@ class Demo:
     def prepare(count: int) -> Demo:
         """S1 and S5: the shipped LeNet, trained on Fashion-MNIST, compiled; ``count`` of the shipped test images."""
         model = mcfhe.models.lenet(pretrained="fashion-mnist")
-        card = model.mcfhe_metadata
+        card = cast(ModelCard, model.mcfhe_metadata)
         start = time.perf_counter()
         program = mcfhe.compile(
             model,
@@ -151,12 +152,12 @@ class Demo:
         return result, request, client
 
     def _float_labels(self, images: np.ndarray) -> np.ndarray:
-        card = self.model.mcfhe_metadata
+        card = cast(ModelCard, self.model.mcfhe_metadata)
         mean = torch.tensor(card.mean).view(1, -1, 1, 1)
         std = torch.tensor(card.std).view(1, -1, 1, 1)
         with torch.inference_mode():
             scores = self.model((torch.from_numpy(images).float() / 255 - mean) / std)
-        return scores.argmax(dim=1).numpy()
+        return np.asarray(scores.argmax(dim=1))
 
     @staticmethod
     def _latency(client: mcfhe.Client, server: mcfhe.Server, image: np.ndarray) -> dict[str, float]:

@@ -11,7 +11,8 @@ the device; ``validate=False`` leaves that out where the caller has already chec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +23,17 @@ from mcfhe.errors import ParameterError
 _extension.load()
 
 Pair = Sequence[int]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _call(name: str, *arguments: object) -> Tensor:
+    """torch.ops.mcfhe.NAME(*arguments); every op returns one tensor."""
+    return cast(Tensor, getattr(torch.ops.mcfhe, name)(*arguments))
+
+
+def _fake(name: str) -> Callable[[F], F]:
+    """Registers a shape function; torch's own decorator has no types."""
+    return cast(Callable[[F], F], torch.library.register_fake(f"mcfhe::{name}"))
 
 
 def check_residues(x: Tensor, moduli: Tensor) -> None:
@@ -60,8 +72,8 @@ def conv2d(
     weights, which on CUDA waits for the device. Bounds below the truth give wrong residues.
     """
     _validate(x, moduli, validate)
-    return torch.ops.mcfhe.conv2d(
-        x, weight, bias, poly, moduli, list(stride), list(padding), list(dilation), groups, weight_bounds
+    return _call(
+        "conv2d", x, weight, bias, poly, moduli, list(stride), list(padding), list(dilation), groups, weight_bounds
     )
 
 
@@ -77,7 +89,7 @@ def linear(
 ) -> Tensor:
     """``x`` [L, K, S], ``weight`` [O, K], ``bias`` [L, O] -> [L, O, S]; ``poly`` and ``weight_bounds`` as in conv2d."""
     _validate(x, moduli, validate)
-    return torch.ops.mcfhe.linear(x, weight, bias, poly, moduli, weight_bounds)
+    return _call("linear", x, weight, bias, poly, moduli, weight_bounds)
 
 
 def sum_pool2d(
@@ -95,21 +107,21 @@ def sum_pool2d(
     ``stride`` defaults to ``kernel``. Average pooling is this with factor = round(Delta / divisor).
     """
     _validate(x, moduli, validate)
-    return torch.ops.mcfhe.sum_pool2d(
-        x, factor, moduli, list(kernel), list(stride if stride is not None else kernel), list(padding)
+    return _call(
+        "sum_pool2d", x, factor, moduli, list(kernel), list(stride if stride is not None else kernel), list(padding)
     )
 
 
 def square(x: Tensor, moduli: Tensor, *, validate: bool = True) -> Tensor:
     """x**2 mod b, elementwise on ``x`` [L, C, ..., S]."""
     _validate(x, moduli, validate)
-    return torch.ops.mcfhe.square(x, moduli)
+    return _call("square", x, moduli)
 
 
 def poly(x: Tensor, coefficients: Tensor, moduli: Tensor, *, validate: bool = True) -> Tensor:
     """sum_i coefficients[l, c, i] * x**i mod b; ``x`` [L, C, ..., S], ``coefficients`` [L, 1 or C, D + 1], D >= 1."""
     _validate(x, moduli, validate)
-    return torch.ops.mcfhe.poly(x, coefficients, moduli)
+    return _call("poly", x, coefficients, moduli)
 
 
 def align_add(
@@ -124,13 +136,13 @@ def align_add(
     """x_factor * x + y_factor * y mod b for ``x``, ``y`` of one shape [L, ...] and factors [L]; no factor means 1."""
     _validate(x, moduli, validate)
     _validate(y, moduli, validate)
-    return torch.ops.mcfhe.align_add(x, y, x_factor, y_factor, moduli)
+    return _call("align_add", x, y, x_factor, y_factor, moduli)
 
 
 def add_const(x: Tensor, constant: Tensor, moduli: Tensor, *, validate: bool = True) -> Tensor:
     """x + constant mod b; ``x`` [L, C, ..., S], ``constant`` residues [L, 1 or C]."""
     _validate(x, moduli, validate)
-    return torch.ops.mcfhe.add_const(x, constant, moduli)
+    return _call("add_const", x, constant, moduli)
 
 
 # --- shapes for tracing -------------------------------------------------------------------------------------------
@@ -140,7 +152,7 @@ def _out(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-@torch.library.register_fake("mcfhe::conv2d")
+@_fake("conv2d")
 def _conv2d_fake(
     x: Tensor,
     weight: Tensor,
@@ -164,7 +176,7 @@ def _conv2d_fake(
     )
 
 
-@torch.library.register_fake("mcfhe::linear")
+@_fake("linear")
 def _linear_fake(
     x: Tensor,
     weight: Tensor,
@@ -176,7 +188,7 @@ def _linear_fake(
     return x.new_empty(x.shape[0], weight.shape[0], x.shape[2])
 
 
-@torch.library.register_fake("mcfhe::sum_pool2d")
+@_fake("sum_pool2d")
 def _sum_pool2d_fake(
     x: Tensor, factor: Tensor | None, moduli: Tensor, kernel: list[int], stride: list[int], padding: list[int]
 ) -> Tensor:
@@ -190,26 +202,26 @@ def _sum_pool2d_fake(
     )
 
 
-@torch.library.register_fake("mcfhe::square")
+@_fake("square")
 def _square_fake(x: Tensor, moduli: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("mcfhe::poly")
+@_fake("poly")
 def _poly_fake(x: Tensor, coefficients: Tensor, moduli: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("mcfhe::align_add")
+@_fake("align_add")
 def _align_add_fake(x: Tensor, y: Tensor, x_factor: Tensor | None, y_factor: Tensor | None, moduli: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("mcfhe::add_const")
+@_fake("add_const")
 def _add_const_fake(x: Tensor, constant: Tensor, moduli: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("mcfhe::count_out_of_range")
+@_fake("count_out_of_range")
 def _count_out_of_range_fake(x: Tensor, moduli: Tensor) -> Tensor:
     return x.new_empty(())

@@ -18,7 +18,7 @@ def _horner(value: int, coefficients: Sequence[int]) -> int:
 
 
 def _row(table: Tensor, limb: int, channel: int) -> list[int]:
-    return table[limb, channel if table.shape[1] > 1 else 0].tolist()  # type: ignore[no-any-return]
+    return table[limb, channel if table.shape[1] > 1 else 0].tolist()
 
 
 def conv2d(

@@ -17,7 +17,7 @@ def test_python_example_runs_as_written() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["ankle boot", "pullover", "trouser", "trouser", "shirt"]
+    assert done.stdout.splitlines() == ["Ankle boot", "Pullover", "Trouser", "Trouser", "Shirt"]
 
 
 def test_numbers_come_from_the_measurements() -> None:

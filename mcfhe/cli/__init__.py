@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 
 import click
 
@@ -42,6 +43,8 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code and lets no exception through."""
     json_wanted = "--json" in arguments
+    # Deprecations inside torch say nothing to who runs a command; the Python interface leaves them alone.
+    warnings.filterwarnings("ignore", module=r"(torch|copyreg)\b")
     try:
         app.main(args=arguments, prog_name="mcfhe", standalone_mode=False)
         return 0

@@ -43,11 +43,13 @@ class Order:
         """Integer factor that raises a value from this order to ``target``; ParameterError if it is lower."""
         if target.t < self.t or target.k < self.k:
             raise ParameterError(f"order {self} cannot be lowered to {target}")
-        return amplification ** (target.t - self.t) << (target.k - self.k)
+        factor: int = amplification ** (target.t - self.t)
+        return factor << (target.k - self.k)
 
     def denominator(self, amplification: int) -> int:
         """a**t * 2**k, the integer that a value at this order is divided by."""
-        return amplification**self.t << self.k
+        factor: int = amplification**self.t
+        return factor << self.k
 
     def value(self, integer: int, amplification: int) -> Fraction:
         """The exact real number that ``integer`` stands for at this order."""

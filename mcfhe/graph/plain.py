@@ -17,13 +17,14 @@ With u = 2**-53 and gamma_n = n u / (1 - n u) (N. J. Higham, Accuracy and Stabil
 - the bounds themselves are sums of numbers >= 0 computed in float64; they are enlarged by more than their rounding.
 
 This holds for convolutions by classical inner products, as torch computes float64 on the CPU (unfolding and a matrix
-product), not for Winograd's or Strassen's schemes.
+product; oneDNN and NNPACK take single precision only), not for Winograd's or Strassen's schemes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -73,10 +74,20 @@ def evaluate_plain(program: IntegerProgram, inputs: np.ndarray, amplification: i
     scores, bounds = torch.empty(count, labels, dtype=torch.float64), torch.empty(count, labels, dtype=torch.float64)
     largest = max(math.prod(shape) for shape in (program.input_shape, *(step.shape for step in program.steps)))
     chunk = max(1, _CHUNK_ELEMENTS // largest)
-    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
-        for first in range(0, count, chunk):
-            part = slice(first, first + chunk)
-            scores[part], bounds[part] = runner.run(inputs[part])
+
+    def run(first: int) -> None:
+        part = slice(first, first + chunk)
+        scores[part], bounds[part] = runner.run(inputs[part])
+
+    # One chunk a thread instead of all threads on every operation: on a machine that has other work to do, torch's
+    # threads wait for each other after each of these short operations longer than they compute.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(run, range(0, count, chunk)))
+    finally:
+        torch.set_num_threads(threads)
     exact = ~_separated(scores, bounds)
     if exact.any():
         unit = program.output_order.denominator(amplification)
