@@ -115,9 +115,8 @@ void check_table_values(const char* op, const char* name, const int64_t* table, 
 
 std::optional<WeightBounds> given_weight_bounds(const char* op, const std::optional<IntList>& bounds) {
   if (!bounds.has_value()) return std::nullopt;
-  STD_TORCH_CHECK(bounds->size() == 2 && (*bounds)[0] >= 0 && (*bounds)[1] >= (*bounds)[0],
-                  place(op, "weight_bounds"), " = ", list_string(*bounds),
-                  " must be (max |q|, max sum of |q|) with 0 <= max |q| <= max sum");
+  STD_TORCH_CHECK(bounds->size() == 2 && (*bounds)[0] >= 0 && (*bounds)[1] >= (*bounds)[0], place(op, "weight_bounds"),
+                  " = ", list_string(*bounds), " must be (max |q|, max sum of |q|) with 0 <= max |q| <= max sum");
   STD_TORCH_CHECK((*bounds)[0] <= kMaxModulus, place(op, "weight"), " has |q| = ", (*bounds)[0],
                   ", above 2^31 - 1; use fewer scale bits");
   return WeightBounds{(*bounds)[0], (*bounds)[1]};

@@ -9,8 +9,7 @@ STABLE_TORCH_LIBRARY(mcfhe, m) {
   m.def(
       "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? poly, Tensor moduli, int[]? weight_bounds=None) -> "
       "Tensor");
-  m.def(
-      "sum_pool2d(Tensor x, Tensor? factor, Tensor moduli, int[2] kernel, int[2] stride, int[2] padding) -> Tensor");
+  m.def("sum_pool2d(Tensor x, Tensor? factor, Tensor moduli, int[2] kernel, int[2] stride, int[2] padding) -> Tensor");
   m.def("square(Tensor x, Tensor moduli) -> Tensor");
   m.def("poly(Tensor x, Tensor coefficients, Tensor moduli) -> Tensor");
   m.def("align_add(Tensor x, Tensor y, Tensor? x_factor, Tensor? y_factor, Tensor moduli) -> Tensor");
@@ -21,7 +20,7 @@ STABLE_TORCH_LIBRARY(mcfhe, m) {
 
 // Importing mcfhe._C loads the shared library, which registers the ops above; the module itself is empty.
 PyMODINIT_FUNC PyInit__C(void) {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr,
-                                   nullptr};
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }

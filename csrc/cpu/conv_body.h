@@ -2,8 +2,8 @@
 // Included inside the instruction set's namespace after its simd_*.h.
 //
 // A task owns one limb, one channel group, one block of streams and one band of output rows. Packing writes the
-// padded input rows it needs so that every tap of every output is a plain offset (fill_offsets) and every vector is full
-// for any mix of width and stream: runs of (column, stream) are contiguous.
+// padded input rows it needs so that every tap of every output is a plain offset (fill_offsets) and every vector is
+// full for any mix of width and stream: runs of (column, stream) are contiguous.
 
 struct ConvTask {
   int64_t limb, group, s0, streams, row0, rows;  // rows: output rows row0 .. row0 + rows - 1
@@ -162,8 +162,9 @@ inline void horner(Vr (&x)[n], const int64_t* coefficients, int64_t degree, cons
   for (int v = 0; v < n; ++v) x[v] = r[v];
 }
 
-// Sums of kTile output channels over kVectors vectors of columns, starting at `packed`. The sums are plain local vectors,
-// fully unrolled, so that the compiler keeps every one of them in a register; P::kPlanes is 2 for 16-bit halves.
+// Sums of kTile output channels over kVectors vectors of columns, starting at `packed`. The sums are plain local
+// vectors, fully unrolled, so that the compiler keeps every one of them in a register; P::kPlanes is 2 for 16-bit
+// halves.
 template <class P, bool kMid>
 inline void microkernel(const ConvJob& job, const typename P::Element* packed, const typename P::Element* weight,
                         const ModV& m, typename P::Vector (&out)[kTile][kVectors][P::kPlanes]) {
@@ -264,9 +265,9 @@ inline void run_columns(const ConvJob& job, const ConvTask& t, const typename P:
         e.bias = set_residue(job.bias == nullptr ? 0 : job.bias[t.limb * p.out_channels + channel]);
         e.degree = p.poly_degree;
         const int64_t table_rows = p.poly_channel_stride == 0 ? 1 : p.out_channels;
-        e.poly = job.poly == nullptr ? nullptr
-                                     : job.poly + t.limb * table_rows * (p.poly_degree + 1) +
-                                           channel * p.poly_channel_stride;
+        e.poly = job.poly == nullptr
+                     ? nullptr
+                     : job.poly + t.limb * table_rows * (p.poly_degree + 1) + channel * p.poly_channel_stride;
         finish_run<P>(acc[o], e, columns - j, y + channel * channel_step + j, m);
       }
     }

@@ -32,8 +32,8 @@ WeightBounds measure(const char* op, const int64_t* weight, int64_t outputs, int
       largest = std::max(largest, magnitude);
       sum += std::min<uint64_t>(magnitude, uint64_t{1} << 31);
     }
-    STD_TORCH_CHECK(largest <= static_cast<uint64_t>(kLimit), "mcfhe::", op, ": weight of output ", o, " has |q| = ",
-                    largest, ", above 2^31 - 1; use fewer scale bits");
+    STD_TORCH_CHECK(largest <= static_cast<uint64_t>(kLimit), "mcfhe::", op, ": weight of output ", o,
+                    " has |q| = ", largest, ", above 2^31 - 1; use fewer scale bits");
     bounds.max_abs = std::max(bounds.max_abs, static_cast<int64_t>(largest));
     bounds.max_sum = std::max(bounds.max_sum, static_cast<int64_t>(std::min<uint64_t>(sum, INT64_MAX)));
   }

@@ -20,7 +20,8 @@ Path choose_path(int64_t max_abs, int64_t max_sum, int64_t max_modulus, const Ke
   if (table.has_int16 && int16_fits) return Path::kInt16;
   // Sums below 2^53 are exact in double; quotients below 2^40 leave the rounded quotient within 1/2 + 2^-12.
   const int64_t max_residue = max_modulus - 1;
-  if (table.has_double && max_sum < (int64_t{1} << 40) && max_sum <= (int64_t{1} << 53) / std::max<int64_t>(max_residue, 1))
+  if (table.has_double && max_sum < (int64_t{1} << 40) &&
+      max_sum <= (int64_t{1} << 53) / std::max<int64_t>(max_residue, 1))
     return Path::kDouble;
   const int64_t limit = INT64_MAX - max_residue;
   return max_sum <= limit / std::max<int64_t>(max_residue, 1) ? Path::kInt64 : Path::kInt64Mid;
@@ -54,7 +55,8 @@ ConvPlan plan_conv2d(const ConvParams& p, int64_t max_abs, int64_t max_sum, int6
   plan.pitch = plan.phases * plan.positions * plan.block_s;
 
   const int64_t halo = (p.kernel_h - 1) * p.dilation_h + 1;
-  const int64_t row_bytes = std::max<int64_t>(plan.planes * plan.pitch * element_bytes(plan.path) * (halves ? 2 : 1), 1);
+  const int64_t row_bytes =
+      std::max<int64_t>(plan.planes * plan.pitch * element_bytes(plan.path) * (halves ? 2 : 1), 1);
   const int64_t rows_that_fit = std::max<int64_t>(kPackedBudget / row_bytes, halo);
   plan.band_rows = std::clamp<int64_t>((rows_that_fit - halo) / p.stride_h + 1, 1, std::max<int64_t>(p.out_h, 1));
   plan.bands = ceil_div(p.out_h, plan.band_rows);

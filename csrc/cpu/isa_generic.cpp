@@ -1,23 +1,19 @@
 // The CPU kernels compiled for generic. Everything below the pragma lives in an unnamed namespace, so the linker has no
 // chance to give this code to a processor that lacks the instructions.
 #include "../kernels/modmath.h"
-
 #include "kernels.h"
-
 
 namespace mcfhe::cpu {
 namespace {
 
-#include "simd_generic.h"
 #include "conv_body.h"
 #include "pointwise_body.h"
+#include "simd_generic.h"
 
 }  // namespace
 
-const KernelTable kGenericKernels = {
-    "generic", kHasInt16, kHasDouble, 16, kLanes, kTile, pack_weight, conv2d_task, sum_pool2d_task, poly_task,
-    align_add_task, count_out_of_range_in};
+const KernelTable kGenericKernels = {"generic",       kHasInt16, kHasDouble,     16,
+                                     kLanes,          kTile,     pack_weight,    conv2d_task,
+                                     sum_pool2d_task, poly_task, align_add_task, count_out_of_range_in};
 
 }  // namespace mcfhe::cpu
-
-

@@ -29,23 +29,23 @@ struct BadResidue {
 struct ConvPlan {
   ConvParams p;
   Path path;
-  bool pair_rows;           // kInt16: the two factors of a pair are kernel rows i, i + 1 instead of channels c, c + 1
-  bool flat;                // a whole output row (ow, s) is one contiguous run; otherwise a run is one block of s
-  int64_t block_s;          // streams in a block
-  int64_t blocks_s;         // blocks that cover the stream
-  int64_t band_rows;        // output rows in a band
-  int64_t bands;            // bands that cover the output
-  int64_t phases;           // input columns are stored by column modulo stride_w, so that runs stay contiguous
-  int64_t positions;        // padded columns per phase
-  int64_t pitch;            // packed elements per input row
-  int64_t rows;             // padded input rows in a band
-  int64_t planes;           // packed channels (or channel pairs) of one group
-  int64_t taps;             // multiply steps per output
+  bool pair_rows;     // kInt16: the two factors of a pair are kernel rows i, i + 1 instead of channels c, c + 1
+  bool flat;          // a whole output row (ow, s) is one contiguous run; otherwise a run is one block of s
+  int64_t block_s;    // streams in a block
+  int64_t blocks_s;   // blocks that cover the stream
+  int64_t band_rows;  // output rows in a band
+  int64_t bands;      // bands that cover the output
+  int64_t phases;     // input columns are stored by column modulo stride_w, so that runs stay contiguous
+  int64_t positions;  // padded columns per phase
+  int64_t pitch;      // packed elements per input row
+  int64_t rows;       // padded input rows in a band
+  int64_t planes;     // packed channels (or channel pairs) of one group
+  int64_t taps;       // multiply steps per output
   int64_t taps_per_reduction;  // kInt64Mid
-  int64_t tile;             // output channels computed together: weights are packed for it
-  int64_t packed_elements;  // scratch for packed input, in elements of the path
-  int64_t scratch_bytes;    // everything a task needs
-  int64_t weight_bytes;     // packed weights of the whole layer
+  int64_t tile;                // output channels computed together: weights are packed for it
+  int64_t packed_elements;     // scratch for packed input, in elements of the path
+  int64_t scratch_bytes;       // everything a task needs
+  int64_t weight_bytes;        // packed weights of the whole layer
   int64_t tasks;
 };
 

@@ -31,8 +31,9 @@ Tensor sum_pool2d(const Tensor& x, std::optional<Tensor> factor, const Tensor& m
   const Tensor y = empty_like_shape(x, {p.limbs, p.channels, p.out_h, p.out_w, p.stream});
   if (y.numel() == 0) return y;
   BadResidue bad;
-  const PoolJob job{p,    xd.const_data_ptr<int64_t>(), data_or_null(fd), b.const_data_ptr<int64_t>(),
-                    y.mutable_data_ptr<int64_t>(), &bad};
+  const PoolJob job{
+      p,   xd.const_data_ptr<int64_t>(), data_or_null(fd), b.const_data_ptr<int64_t>(), y.mutable_data_ptr<int64_t>(),
+      &bad};
   run_tasks("sum_pool2d", job, kernels().sum_pool2d, p.limbs * p.channels * p.out_h,
             p.out_w * p.stream * p.kernel_h * p.kernel_w);
   return y;

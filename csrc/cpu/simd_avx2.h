@@ -44,7 +44,9 @@ inline void store(int64_t* p, Vr v, int64_t n) {
   _mm256_maskstore_epi64(reinterpret_cast<long long*>(p), first(n), to_raw(v));
 }
 
-inline Vr lift(Vr r, const ModV& m) { return _mm256_add_pd(r, _mm256_and_pd(m.b, _mm256_cmp_pd(r, _mm256_setzero_pd(), _CMP_LT_OQ))); }
+inline Vr lift(Vr r, const ModV& m) {
+  return _mm256_add_pd(r, _mm256_and_pd(m.b, _mm256_cmp_pd(r, _mm256_setzero_pd(), _CMP_LT_OQ)));
+}
 inline Vr nearest(Vr x) { return _mm256_round_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // |x| <= 2^53, |x / b| < 2^40.
 inline Vr reduce_lazy(Vr x, const ModV& m) { return _mm256_fnmadd_pd(nearest(_mm256_mul_pd(x, m.inverse)), m.b, x); }
@@ -69,13 +71,13 @@ struct Int16Path {
   static Vector zero() { return _mm256_setzero_si256(); }
   static Vector load(const Element* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static Weight weight(const Element* w) { return _mm256_set1_epi32(*w); }
-  static Vector multiply_add(Vector acc, Vector x, Weight w) {
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(x, w));
-  }
+  static Vector multiply_add(Vector acc, Vector x, Weight w) { return _mm256_add_epi32(acc, _mm256_madd_epi16(x, w)); }
   static Vr finish(const Vector (&acc)[2], int part, Vr c, const ModV& m) {
     const __m128i low = part == 0 ? _mm256_castsi256_si128(acc[0]) : _mm256_extracti128_si256(acc[0], 1);
     const __m128i high = part == 0 ? _mm256_castsi256_si128(acc[1]) : _mm256_extracti128_si256(acc[1], 1);
-    return reduce_lazy(_mm256_add_pd(_mm256_fmadd_pd(_mm256_cvtepi32_pd(high), _mm256_set1_pd(65536.0), _mm256_cvtepi32_pd(low)), c), m);
+    return reduce_lazy(
+        _mm256_add_pd(_mm256_fmadd_pd(_mm256_cvtepi32_pd(high), _mm256_set1_pd(65536.0), _mm256_cvtepi32_pd(low)), c),
+        m);
   }
 };
 
@@ -110,7 +112,9 @@ struct DoublePath {
   static Vector load(const Element* p) { return _mm256_loadu_pd(p); }
   static Weight weight(const Element* w) { return _mm256_broadcast_sd(w); }
   static Vector multiply_add(Vector acc, Vector x, Weight w) { return _mm256_fmadd_pd(x, w, acc); }
-  static Vr finish(const Vector (&acc)[1], int, Vr c, const ModV& m) { return reduce_lazy(_mm256_add_pd(acc[0], c), m); }
+  static Vr finish(const Vector (&acc)[1], int, Vr c, const ModV& m) {
+    return reduce_lazy(_mm256_add_pd(acc[0], c), m);
+  }
 };
 inline void widen(double* to, Raw x) { _mm256_storeu_pd(to, to_residue(x)); }
 inline void widen(double* to, Raw x, int64_t n) { _mm256_maskstore_pd(to, first(n), to_residue(x)); }

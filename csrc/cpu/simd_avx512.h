@@ -42,8 +42,8 @@ inline Vr lift(Vr r, const ModV& m) {
   return _mm512_mask_add_pd(r, _mm512_cmp_pd_mask(r, _mm512_setzero_pd(), _CMP_LT_OQ), r, m.b);
 }
 inline Vr nearest(Vr x) { return _mm512_roundscale_pd(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-// `_lazy` results lie in (-b, b) and are congruent to what they stand for; lift makes them canonical. Inputs may be lazy.
-// |x| <= 2^53, |x / b| < 2^40.
+// `_lazy` results lie in (-b, b) and are congruent to what they stand for; lift makes them canonical. Inputs may be
+// lazy. |x| <= 2^53, |x / b| < 2^40.
 inline Vr reduce_lazy(Vr x, const ModV& m) { return _mm512_fnmadd_pd(nearest(_mm512_mul_pd(x, m.inverse)), m.b, x); }
 // x * y + c for an integer |c| < 2^32; |x * y| < 2^71, |x * y / b| < 2^40.
 inline Vr mul_add_lazy(Vr x, Vr y, Vr c, const ModV& m) {
@@ -73,7 +73,9 @@ struct Int16Path {
   static Vr finish(const Vector (&acc)[2], int part, Vr c, const ModV& m) {
     const __m256i low = part == 0 ? _mm512_castsi512_si256(acc[0]) : _mm512_extracti64x4_epi64(acc[0], 1);
     const __m256i high = part == 0 ? _mm512_castsi512_si256(acc[1]) : _mm512_extracti64x4_epi64(acc[1], 1);
-    return reduce_lazy(_mm512_add_pd(_mm512_fmadd_pd(_mm512_cvtepi32_pd(high), _mm512_set1_pd(65536.0), _mm512_cvtepi32_pd(low)), c), m);
+    return reduce_lazy(
+        _mm512_add_pd(_mm512_fmadd_pd(_mm512_cvtepi32_pd(high), _mm512_set1_pd(65536.0), _mm512_cvtepi32_pd(low)), c),
+        m);
   }
 };
 
@@ -107,7 +109,9 @@ struct DoublePath {
   static Vector load(const Element* p) { return _mm512_loadu_pd(p); }
   static Weight weight(const Element* w) { return _mm512_set1_pd(*w); }
   static Vector multiply_add(Vector acc, Vector x, Weight w) { return _mm512_fmadd_pd(x, w, acc); }
-  static Vr finish(const Vector (&acc)[1], int, Vr c, const ModV& m) { return reduce_lazy(_mm512_add_pd(acc[0], c), m); }
+  static Vr finish(const Vector (&acc)[1], int, Vr c, const ModV& m) {
+    return reduce_lazy(_mm512_add_pd(acc[0], c), m);
+  }
 };
 inline void widen(double* to, Raw x) { _mm512_storeu_pd(to, to_residue(x)); }
 inline void widen(double* to, Raw x, int64_t n) { _mm512_mask_storeu_pd(to, first(n), to_residue(x)); }
@@ -135,5 +139,5 @@ struct Int64Path {
 inline void widen(int64_t* to, Raw x) { store_raw(to, x); }
 inline void widen(int64_t* to, Raw x, int64_t n) { _mm512_mask_storeu_epi64(to, first(n), x); }
 
-constexpr int64_t kTile = 4;    // output channels of the microkernel
-constexpr int64_t kVectors = 2; // column vectors of the microkernel
+constexpr int64_t kTile = 4;     // output channels of the microkernel
+constexpr int64_t kVectors = 2;  // column vectors of the microkernel

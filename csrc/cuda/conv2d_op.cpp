@@ -45,8 +45,8 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
               const Tensor& moduli, IntList stride, IntList padding, IntList dilation, int64_t groups,
               std::optional<IntList> weight_bounds) {
   const ConvParams p = conv2d_params("conv2d", x, weight, bias, poly, moduli, stride, padding, dilation, groups);
-  return run("conv2d", &launch_conv2d, p, {p.limbs, p.out_channels, p.out_h, p.out_w, p.stream}, x, weight, bias,
-             poly, moduli, weight_bounds);
+  return run("conv2d", &launch_conv2d, p, {p.limbs, p.out_channels, p.out_h, p.out_w, p.stream}, x, weight, bias, poly,
+             moduli, weight_bounds);
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, std::optional<Tensor> poly,

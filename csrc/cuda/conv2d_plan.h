@@ -25,11 +25,11 @@ inline constexpr int64_t kConvSharedBytes = 48 * 1024 - 128;
 struct ConvModel {
   int64_t warp_out, warp_positions;  // outputs of one warp
   int64_t channels_per_unit;
-  int64_t patch_bytes;     // of one staged entry of one unit
-  int64_t weight_bytes;    // of one unit's weight for one output
-  int64_t taps_per_step;   // a chunk's taps are padded to a multiple
-  int64_t patch_residue;   // a unit's patch is padded to this remainder modulo 8; 0 for no padding
-  double tap_cycles;       // of one multiprocessor, for one tap of a block
+  int64_t patch_bytes;    // of one staged entry of one unit
+  int64_t weight_bytes;   // of one unit's weight for one output
+  int64_t taps_per_step;  // a chunk's taps are padded to a multiple
+  int64_t patch_residue;  // a unit's patch is padded to this remainder modulo 8; 0 for no padding
+  double tap_cycles;      // of one multiprocessor, for one tap of a block
 };
 
 struct ConvPlan {
@@ -46,8 +46,8 @@ struct ConvPlan {
   SmallDiv tile_col;                   // by stream
   int64_t out_tiles, out_tiles_group;  // tiles over output channels: all, and in one group
   int64_t col_tiles, row_tiles, stream_tiles;
-  int64_t blocks;                      // per limb; 0: no tile fits
-  int64_t patch_offset, taps_offset;   // bytes into shared memory; the weights come first
+  int64_t blocks;                     // per limb; 0: no tile fits
+  int64_t patch_offset, taps_offset;  // bytes into shared memory; the weights come first
   size_t shared_bytes;
   double cycles;  // estimate
 };
@@ -84,8 +84,8 @@ struct TileChoice {
 // Enters the choice into `plan` where it fits and is cheaper than what is there.
 inline void try_tile(const ConvParams& p, const ConvModel& model, const TileChoice& choice, bool aligned,
                      int64_t processors, ConvPlan& plan) {
-  constexpr double kStageCycles = 0.25;   // load, convert and store one residue
-  constexpr double kReduceCycles = 0.3;   // finish one output
+  constexpr double kStageCycles = 0.25;  // load, convert and store one residue
+  constexpr double kReduceCycles = 0.3;  // finish one output
   const int64_t positions = kConvWarps / choice.out_warps * model.warp_positions;
   const int64_t out_block = choice.out_warps * model.warp_out;
   const int64_t rows = std::min(p.out_h, positions / (choice.cols * choice.stream));
@@ -154,7 +154,8 @@ inline void try_tile(const ConvParams& p, const ConvModel& model, const TileChoi
 
 }  // namespace detail
 
-// The cheapest tile by the estimate; plan.blocks == 0 when no patch fits shared memory. aligned: tensors are on 16 bytes.
+// The cheapest tile by the estimate; plan.blocks == 0 when no patch fits shared memory. aligned: tensors are on 16
+// bytes.
 inline ConvPlan plan_conv2d(const ConvParams& p, const ConvModel& model, bool aligned, int64_t processors) {
   ConvPlan plan{};
   const int64_t out_group = p.out_channels / p.groups;

@@ -25,8 +25,8 @@ MCFHE_HD uint64_t mulhi_u64(uint64_t x, uint64_t y) {
 
 // One limb with the constants its reductions need.
 struct Modulus {
-  uint64_t b;    // 2 <= b < 2^31
-  uint64_t mu;   // floor((2^64 - 1) / b)
+  uint64_t b;   // 2 <= b < 2^31
+  uint64_t mu;  // floor((2^64 - 1) / b)
 };
 
 // floor((2^64 - 1) / b) equals floor(2^64 / b) unless b is a power of two, where it is one less; both satisfy the

@@ -30,8 +30,17 @@ int main() {
   for (const int64_t b : moduli) {
     const mcfhe::Modulus m = mcfhe::make_modulus(b);
     const uint64_t ub = static_cast<uint64_t>(b);
-    std::vector<uint64_t> values = {0, 1, ub - 1, ub, ub + 1, 2 * ub - 1, ~uint64_t{0}, ~uint64_t{0} / ub * ub,
-                                    ~uint64_t{0} / ub * ub - 1, uint64_t{1} << 63, (uint64_t{1} << 63) - 1};
+    std::vector<uint64_t> values = {0,
+                                    1,
+                                    ub - 1,
+                                    ub,
+                                    ub + 1,
+                                    2 * ub - 1,
+                                    ~uint64_t{0},
+                                    ~uint64_t{0} / ub * ub,
+                                    ~uint64_t{0} / ub * ub - 1,
+                                    uint64_t{1} << 63,
+                                    (uint64_t{1} << 63) - 1};
     for (int i = 0; i < 2000; ++i) values.push_back(random() >> (random() % 64));
     for (const uint64_t x : values) {
       expect_equal("barrett_u64", mcfhe::barrett_u64(x, m), x % ub, b);

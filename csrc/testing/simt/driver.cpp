@@ -144,9 +144,10 @@ ConvParams conv_params(const Call& c) {
 }
 
 PoolParams pool_params(const Call& c) {
-  return {c.number("limbs"),    c.number("channels"), c.number("height"),   c.number("width"),    c.number("stream"),
-          c.number("kernel_h"), c.number("kernel_w"), c.number("stride_h"), c.number("stride_w"), c.number("padding_h"),
-          c.number("padding_w"), c.number("out_h"),   c.number("out_w")};
+  return {c.number("limbs"),    c.number("channels"),  c.number("height"),    c.number("width"),
+          c.number("stream"),   c.number("kernel_h"),  c.number("kernel_w"),  c.number("stride_h"),
+          c.number("stride_w"), c.number("padding_h"), c.number("padding_w"), c.number("out_h"),
+          c.number("out_w")};
 }
 
 PointwiseParams pointwise_params(const Call& c) { return {c.number("limbs"), c.number("channels"), c.number("inner")}; }

@@ -113,8 +113,7 @@ static void start_fiber() {
 
 Fiber::Fiber() : state_(new State) {
   const size_t bytes = kStackBytes + 2 * kGuardBytes;
-  void* const memory =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   state_->memory = static_cast<char*>(memory);
   mprotect(state_->memory, kGuardBytes, PROT_NONE);

@@ -29,8 +29,7 @@ constexpr unsigned char kGarbage = 0xA5;
 constexpr size_t kSharedLimit = 64 * 1024;
 
 void* map_zeros(size_t bytes) {
-  void* const memory =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   return memory;
 }
@@ -172,8 +171,9 @@ void on_access(const void* pointer, size_t bytes, bool write, bool atomic = fals
   const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
   if (dynamic.holds(address)) {
     if (address + bytes > dynamic.begin + dynamic_used) {
-      fail(describe(write ? "out-of-bounds shared write" : "out-of-bounds shared read", address - dynamic.begin, bytes) +
-           ", dynamic shared memory has " + std::to_string(dynamic_used));
+      fail(
+          describe(write ? "out-of-bounds shared write" : "out-of-bounds shared read", address - dynamic.begin, bytes) +
+          ", dynamic shared memory has " + std::to_string(dynamic_used));
     }
     check_words(dynamic, address, bytes, *me, write, atomic, false);
   } else if (statics.holds(address)) {
@@ -192,8 +192,8 @@ bool set_up() {
   arena.cover(map_zeros(kArenaBytes), kArenaBytes);
   dynamic.cover(map_zeros(kSharedLimit), kSharedLimit);
   statics.cover(&__data_start, static_cast<size_t>(&_end - &__data_start));
-  void* const memory = mmap(nullptr, kSparseBytes, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const memory =
+      mmap(nullptr, kSparseBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   sparse_begin = memory == MAP_FAILED ? 0 : reinterpret_cast<uintptr_t>(memory);
   return true;
 }
@@ -275,10 +275,10 @@ void atomic_access(void*, size_t) {}
 #if defined(SIMT_RACE)
 
 // What GCC's instrumentation calls.
-#define SIMT_HOOKS(bytes)                                                                                       \
-  extern "C" void __tsan_read##bytes(void* p) { simt::on_access(p, bytes, false); }                             \
-  extern "C" void __tsan_write##bytes(void* p) { simt::on_access(p, bytes, true); }                             \
-  extern "C" void __tsan_unaligned_read##bytes(void* p) { simt::on_access(p, bytes, false); }                   \
+#define SIMT_HOOKS(bytes)                                                                     \
+  extern "C" void __tsan_read##bytes(void* p) { simt::on_access(p, bytes, false); }           \
+  extern "C" void __tsan_write##bytes(void* p) { simt::on_access(p, bytes, true); }           \
+  extern "C" void __tsan_unaligned_read##bytes(void* p) { simt::on_access(p, bytes, false); } \
   extern "C" void __tsan_unaligned_write##bytes(void* p) { simt::on_access(p, bytes, true); }
 SIMT_HOOKS(1)
 SIMT_HOOKS(2)

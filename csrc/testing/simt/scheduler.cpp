@@ -120,8 +120,8 @@ bool release_block() {
     }
   }
   if (done > 0) {
-    grid.error = "divergent barrier: " + std::to_string(done) + " threads have left, the others wait at " +
-                 where(*first);
+    grid.error =
+        "divergent barrier: " + std::to_string(done) + " threads have left, the others wait at " + where(*first);
     return false;
   }
   for (unsigned i = 0; i < grid.threads; ++i) pool[i]->state = State::kReady;

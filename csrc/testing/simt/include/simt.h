@@ -54,26 +54,26 @@ SIMT_UNCHECKED inline Index checked(const char* operation, int64_t result, int64
 
 // a op b for 32-bit operands, either of which may be a plain integer. Products stay below 2^64 only as unsigned, but
 // any above 2^63 is out of range anyway.
-#define SIMT_INDEX_OPERATOR(op)                                                                              \
-  SIMT_UNCHECKED inline Index operator op(const Index& a, const Index& b) {                                  \
-    const __int128 wide = static_cast<__int128>(a.value()) op static_cast<__int128>(b.value());              \
-    return checked(#op, wide > INT64_MAX ? INT64_MAX : static_cast<int64_t>(wide), a.value(), b.value());    \
-  }                                                                                                          \
-  template <Small T>                                                                                         \
-  SIMT_UNCHECKED Index operator op(const Index& a, T b) {                                                    \
-    return checked(#op, static_cast<int64_t>(a.value()) op static_cast<int64_t>(b), a.value(), b);           \
-  }                                                                                                          \
-  template <Small T>                                                                                         \
-  SIMT_UNCHECKED Index operator op(T a, const Index& b) {                                                    \
-    return checked(#op, static_cast<int64_t>(a) op static_cast<int64_t>(b.value()), a, b.value());           \
-  }                                                                                                          \
-  template <Wide T>                                                                                          \
-  SIMT_UNCHECKED T operator op(const Index& a, T b) {                                                        \
-    return static_cast<T>(a.value()) op b;                                                                   \
-  }                                                                                                          \
-  template <Wide T>                                                                                          \
-  SIMT_UNCHECKED T operator op(T a, const Index& b) {                                                        \
-    return a op static_cast<T>(b.value());                                                                   \
+#define SIMT_INDEX_OPERATOR(op)                                                                           \
+  SIMT_UNCHECKED inline Index operator op(const Index& a, const Index& b) {                               \
+    const __int128 wide = static_cast<__int128>(a.value()) op static_cast<__int128>(b.value());           \
+    return checked(#op, wide > INT64_MAX ? INT64_MAX : static_cast<int64_t>(wide), a.value(), b.value()); \
+  }                                                                                                       \
+  template <Small T>                                                                                      \
+  SIMT_UNCHECKED Index operator op(const Index& a, T b) {                                                 \
+    return checked(#op, static_cast<int64_t>(a.value()) op static_cast<int64_t>(b), a.value(), b);        \
+  }                                                                                                       \
+  template <Small T>                                                                                      \
+  SIMT_UNCHECKED Index operator op(T a, const Index& b) {                                                 \
+    return checked(#op, static_cast<int64_t>(a) op static_cast<int64_t>(b.value()), a, b.value());        \
+  }                                                                                                       \
+  template <Wide T>                                                                                       \
+  SIMT_UNCHECKED T operator op(const Index& a, T b) {                                                     \
+    return static_cast<T>(a.value()) op b;                                                                \
+  }                                                                                                       \
+  template <Wide T>                                                                                       \
+  SIMT_UNCHECKED T operator op(T a, const Index& b) {                                                     \
+    return a op static_cast<T>(b.value());                                                                \
   }
 SIMT_INDEX_OPERATOR(+)
 SIMT_INDEX_OPERATOR(-)
@@ -81,30 +81,30 @@ SIMT_INDEX_OPERATOR(*)
 SIMT_INDEX_OPERATOR(/)
 #undef SIMT_INDEX_OPERATOR
 
-#define SIMT_INDEX_OPERATOR(op)                                                                      \
-  SIMT_UNCHECKED inline Index operator op(const Index& a, const Index& b) {                          \
-    return checked(#op, static_cast<int64_t>(a.value()) op b.value(), a.value(), b.value());         \
-  }                                                                                                  \
-  template <Small T>                                                                                 \
-  SIMT_UNCHECKED Index operator op(const Index& a, T b) {                                            \
-    return checked(#op, static_cast<int64_t>(a.value()) op static_cast<int64_t>(b), a.value(), b);   \
-  }                                                                                                  \
-  template <std::integral T>                                                                         \
-    requires Wide<T>                                                                                 \
-  SIMT_UNCHECKED T operator op(const Index& a, T b) {                                                \
-    return static_cast<T>(a.value()) op b;                                                           \
+#define SIMT_INDEX_OPERATOR(op)                                                                    \
+  SIMT_UNCHECKED inline Index operator op(const Index& a, const Index& b) {                        \
+    return checked(#op, static_cast<int64_t>(a.value()) op b.value(), a.value(), b.value());       \
+  }                                                                                                \
+  template <Small T>                                                                               \
+  SIMT_UNCHECKED Index operator op(const Index& a, T b) {                                          \
+    return checked(#op, static_cast<int64_t>(a.value()) op static_cast<int64_t>(b), a.value(), b); \
+  }                                                                                                \
+  template <std::integral T>                                                                       \
+    requires Wide<T>                                                                               \
+  SIMT_UNCHECKED T operator op(const Index& a, T b) {                                              \
+    return static_cast<T>(a.value()) op b;                                                         \
   }
 SIMT_INDEX_OPERATOR(%)
 SIMT_INDEX_OPERATOR(&)
 SIMT_INDEX_OPERATOR(>>)
 #undef SIMT_INDEX_OPERATOR
 
-#define SIMT_INDEX_OPERATOR(op)                                                                \
-  template <typename T>                                                                        \
-    requires std::is_arithmetic_v<T>                                                           \
-  SIMT_UNCHECKED bool operator op(const Index& a, T b) {                                       \
-    return static_cast<int64_t>(a.value()) op static_cast<int64_t>(b);                         \
-  }                                                                                            \
+#define SIMT_INDEX_OPERATOR(op)                                        \
+  template <typename T>                                                \
+    requires std::is_arithmetic_v<T>                                   \
+  SIMT_UNCHECKED bool operator op(const Index& a, T b) {               \
+    return static_cast<int64_t>(a.value()) op static_cast<int64_t>(b); \
+  }                                                                    \
   SIMT_UNCHECKED inline bool operator op(const Index& a, const Index& b) { return a.value() op b.value(); }
 SIMT_INDEX_OPERATOR(==)
 SIMT_INDEX_OPERATOR(!=)
