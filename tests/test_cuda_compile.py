@@ -1,4 +1,4 @@
-"""The compile check of the CUDA sources (csrc/testing/cuda_check.py): its parser, its verdicts, and a cheap real run."""
+"""The compile check of the CUDA sources, csrc/testing/cuda_check.py: its parser, its verdicts, a cheap real run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ ptxas info    : Function properties for __internal_called_function
     96 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 """
 
-needs_nvcc = pytest.mark.skipif(cuda_check.find_nvcc() is None, reason="no nvcc in $CUDA_HOME, PATH or /usr/local/cuda*")
+needs_nvcc = pytest.mark.skipif(
+    cuda_check.find_nvcc() is None, reason="no nvcc in $CUDA_HOME, PATH or /usr/local/cuda*"
+)
 
 
 def test_parse_ptxas() -> None:
@@ -69,7 +71,9 @@ def without_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_check, "find_nvcc", lambda: None)
 
 
-def test_no_nvcc_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_nvcc_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     without_nvcc(monkeypatch)
     monkeypatch.delenv("MCFHE_ALLOW_NO_NVCC", raising=False)
     report = tmp_path / "cuda-check.json"

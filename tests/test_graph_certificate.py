@@ -162,7 +162,7 @@ def _lenet(random: Random, side: int) -> Graph:
 
 
 def worst(program: IntegerProgram, pair: tuple[int, int], objective: Callable[[list[int]], int]) -> int:
-    """Corner search: move one pixel at a time to the other end of its interval while that helps, from several starts."""
+    """Corner search: move one pixel at a time to the other end of its interval while that helps; several starts."""
     random, best = Random(0), 0
     for _ in range(4):
         image = np.array([random.choice(pair) for _ in range(math.prod(program.input_shape))], object)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import json
-import math
 import re
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as functional
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import mcfhe
-from mcfhe import PolyActivation, container, models
-from mcfhe.errors import FormatError, ImageError, McfheError, ParameterError, UnsupportedLayerError
+from mcfhe import PolyActivation, models
+from mcfhe.errors import ImageError, ParameterError, UnsupportedLayerError
 from mcfhe.graph.import_ import import_module
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Linear, Node, Poly
 from mcfhe.graph.order import Order
@@ -368,4 +364,3 @@ def test_identity_counts_everything(model: nn.Module, program: Program) -> None:
 
 def test_readable_representation(program: Program) -> None:
     assert repr(program) == f"Program({program.program_id[:16]}, input (3, 6, 6), 8 layers, 3 labels)"
-    assert math.prod(program.input_shape) == 108

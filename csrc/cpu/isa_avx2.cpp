@@ -11,9 +11,11 @@
 namespace mcfhe::cpu {
 namespace {
 
-#include "conv_body.h"
-#include "pointwise_body.h"
 #include "simd_avx2.h"
+
+#include "conv_body.h"
+
+#include "pointwise_body.h"
 
 }  // namespace
 

@@ -15,9 +15,11 @@
 namespace mcfhe::cpu {
 namespace {
 
-#include "conv_body.h"
-#include "pointwise_body.h"
 #include "simd_avx512.h"
+
+#include "conv_body.h"
+
+#include "pointwise_body.h"
 
 }  // namespace
 

@@ -6,9 +6,11 @@
 namespace mcfhe::cpu {
 namespace {
 
-#include "conv_body.h"
-#include "pointwise_body.h"
 #include "simd_generic.h"
+
+#include "conv_body.h"
+
+#include "pointwise_body.h"
 
 }  // namespace
 

@@ -10,6 +10,7 @@ namespace mcfhe::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int64_t kMaxBlocks = 4096;  // fills any device, few atomics
 constexpr unsigned long long kLargest = static_cast<unsigned long long>(INT64_MAX);
 
 // Sum clamped at 2^63 - 1 of two numbers that are.
@@ -51,7 +52,7 @@ cudaError_t launch_weight_range(int64_t rows, int64_t columns, const int64_t* we
                                 cudaStream_t stream) {
   const cudaError_t error = cudaMemsetAsync(range, 0, 2 * sizeof(int64_t), stream);
   if (error != cudaSuccess || rows * columns == 0) return error;
-  const LaunchShape shape{dim3(static_cast<unsigned>(std::min(rows, kMaxGridX))), dim3(kThreads)};
+  const LaunchShape shape{dim3(static_cast<unsigned>(std::min(rows, kMaxBlocks))), dim3(kThreads)};
   return launch(MCFHE_KERNEL(weight_range_kernel), shape, stream, rows, columns, weight,
                 reinterpret_cast<unsigned long long*>(range));
 }

@@ -214,7 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bad = failures(kernels)
             report |= {"ok": not bad, "nvcc": release, "files": [asdict(k) for k in kernels], "failures": bad}
             for k in kernels:
-                usage = "compiles" if k.kernel is None else f"{k.registers} registers, {k.spills} spilled, {k.stack} stack"
+                usage = (
+                    "compiles" if k.kernel is None else f"{k.registers} registers, {k.spills} spilled, {k.stack} stack"
+                )
                 print(f"{k.file:44} {k.arch:11} {k.kernel or '':52} {usage}")
             for line in bad:
                 print(f"cuda-check: {line}", file=sys.stderr)

@@ -67,9 +67,7 @@ def test_conv2d_equals_oracle(draw: Draw, device: torch.device, name: str, strea
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(("limit", "bounds"), [(2**22 // 6, 2**22), (2**32 // 6, 2**32), (2**31 - 1, 2**40)])
-def test_conv2d_at_the_limit_of_its_arithmetic(
-    device: torch.device, sign: int, limit: int, bounds: int
-) -> None:
+def test_conv2d_at_the_limit_of_its_arithmetic(device: torch.device, sign: int, limit: int, bounds: int) -> None:
     """Every residue b - 1, sum |q| the largest allowed."""
     shape = ConvShape(6, 2, 2, 3, kernel=(1, 1))
     x = (MODULI - 1).view(-1, 1, 1, 1, 1).expand(-1, 6, 2, 2, 4).contiguous()
@@ -106,9 +104,7 @@ def test_conv2d_random_shapes_equal_cpu(draw: Draw, device: torch.device, seed: 
 
     groups = pick(1, 3)
     kernel, dilation, padding = (pick(1, 5), pick(1, 5)), (pick(1, 3), pick(1, 2)), (pick(0, 3), pick(0, 3))
-    height, width = (
-        max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) + pick(0, 20) for i in (0, 1)
-    )
+    height, width = (max(1, dilation[i] * (kernel[i] - 1) + 1 - 2 * padding[i]) + pick(0, 20) for i in (0, 1))
     shape = ConvShape(
         groups * pick(1, 20), height, width, groups * pick(1, 40), kernel, (pick(1, 3), pick(1, 3)), padding, dilation,
         groups,

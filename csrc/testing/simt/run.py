@@ -2,7 +2,7 @@
 
     python csrc/testing/simt/run.py --report build/reports/simt.json
 
-The cases are tests/test_simt.py. Beyond their passing, every `__global__` function in the sources must have run, and
+The cases are tests/simt/. Beyond their passing, every `__global__` function in the sources must have run, and
 every planted mistake must have been caught.
 """
 
@@ -24,7 +24,7 @@ Report = dict[str, object]
 
 
 def run_tests(log: Path) -> bool:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_simt.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/simt"]
     environment = {key: value for key, value in os.environ.items() if key != "MCFHE_REPORT"}
     done = subprocess.run(command, cwd=ROOT, env={**environment, "MCFHE_SIMT_LOG": str(log)}, check=False)
     return done.returncode == 0

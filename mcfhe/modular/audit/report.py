@@ -24,7 +24,7 @@ class Finding:
     """One attack's result.
 
     ``images``: recovered images by number, exact (see :class:`Image`). ``positions``: the lane of every limb, None
-    where not found. ``structure``: other facts recovered, in words. ``lanes_used``: which lanes the result came from.
+    where not found. ``structure``: other facts recovered, in words.
     """
 
     attack: str

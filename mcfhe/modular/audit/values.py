@@ -152,7 +152,7 @@ def lanes_that_fit(view: View, plain: np.ndarray) -> list[int | None]:
         for index in range(view.batch):
             where = np.flatnonzero(known[index])
             if view.per_image:
-                where = where[[math.gcd(int(v), b) == 1 for v in plain[index, where[:_SAMPLE]]]] if len(where) else where
+                where = np.array([i for i in where[:_SAMPLE] if math.gcd(int(plain[index, i]), b) == 1], np.int64)
             if len(where) == 0:
                 continue
             lanes = view.ciphertext[limb, index][:, where]

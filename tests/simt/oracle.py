@@ -1,7 +1,7 @@
 """Every residue op on Python integers, vectorised over numpy object arrays: the oracle of the SIMT tests.
 
-Arrays are laid out as the ops' tensors, `[L, C, H, W, S]`, and hold Python ints, so nothing can overflow. Independent of
-`mcfhe.reference` and of torch.
+Arrays are laid out as the ops' tensors, `[L, C, H, W, S]`, and hold Python ints, so nothing can overflow.
+Independent of `mcfhe.reference` and of torch.
 """
 
 from __future__ import annotations

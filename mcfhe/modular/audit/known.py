@@ -1,0 +1,34 @@
+"""Attack ``constant``: a few known pixels, as padding, background or a caption's corner are, give the lane positions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mcfhe.modular.audit.report import Finding
+from mcfhe.modular.audit.values import complete, decode, lanes_that_fit
+from mcfhe.modular.audit.view import UNKNOWN, View
+
+
+def constant(view: View) -> Finding:
+    """The lane whose residues at known pixels are a known integer plus small noise is the true one.
+
+    Patent: CT / PT = F with F - a * Delta in [0, span); a decoy lane fits with probability span / b_p an image.
+    Hardened: CT - a * PT in [0, span); a decoy fits with probability span / b_p a known pixel, so that fresh decoys
+    for every pixel make it easier, not harder. PK is not used. Cost: N * M a known pixel.
+    """
+    known = view.known != UNKNOWN
+    if not known.any():
+        return Finding("constant", "no known pixels were given", outcome="skipped")
+    plain = np.full((view.batch, view.size), np.iinfo(np.int64).min, np.int64)
+    for channel, row in enumerate(view.table):
+        mask = known & (view.channel == channel)
+        plain[mask] = np.array(row, np.int64)[view.known[mask]]
+    found = lanes_that_fit(view, plain)
+    positions = complete(view, found)
+    direct = sum(w is not None for w in found)
+    return Finding(
+        "constant",
+        f"{int(known.sum())} known pixels gave {direct} positions, V the others",
+        decode(view, positions),
+        positions,
+    )

@@ -1,0 +1,148 @@
+"""Attack ``lattice``: noisy Chinese remaindering without trying lanes at all.
+
+D. Bleichenbacher and P. Q. Nguyen (EUROCRYPT 2000) find one integer from sets of residues as a short vector. Here many
+integers share their lane positions, which makes a smaller lattice: over K pixels, the true V is a combination of the M
+lane vectors modulo b_p, for every limb p. All such vectors form a lattice of dimension K and volume (product of b_p)
+to the K - rank, rank = min(M, ...) (1 in the patent profile, where all lanes are multiples). V is far shorter than its
+other vectors once K exceeds rank by a fraction, so LLL (A. K. Lenstra, H. W. Lenstra, L. Lovasz, 1982) finds it.
+
+Cost: one reduction in dimension about 1.3 * M, whatever k or N are: M**k never enters. ``small-value`` is faster
+where M**k is small; this one is needed where V spans many limbs. In the patent profile it finds PT up to a factor.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from mcfhe.modular.audit.report import Finding
+from mcfhe.modular.audit.values import Image, complete, decode, image_of, positions_from_plain
+from mcfhe.modular.audit.view import View
+from mcfhe.modular.params import is_prime
+
+MOST_DIMENSIONS = 200
+# LLL comes within about 1.02**dimension of the shortest vector on average (N. Gama, P. Q. Nguyen, EUROCRYPT 2008).
+_LLL_BITS = 0.03
+_MARGIN_BITS = 3.0
+
+
+def lattice(view: View) -> Finding:
+    """The short vector of the lattice of lane vectors; needs python-flint (``pip install 'mcfhe[audit]'``)."""
+    try:
+        import flint
+    except ImportError:
+        return Finding("lattice", "needs python-flint: pip install 'mcfhe[audit]'", outcome="skipped")
+    rank = 1 if view.per_image else view.lanes
+    bound = view.plain_bound if view.per_image else view.value_bound
+    primes = [p for p, b in enumerate(view.moduli) if is_prime(b)]
+    shape = dimensions(rank, math.log2(bound), [math.log2(view.moduli[p]) for p in primes], view.size)
+    if shape is None:
+        return Finding("lattice", f"needs more than {MOST_DIMENSIONS} dimensions or prime limbs", outcome="inapplicable")
+    limbs, size = primes[: shape[0]], shape[1]
+    detail = f"LLL in dimension {size} over {len(limbs)} limbs, M**k not searched"
+    if view.per_image:
+        images: dict[int, Image] = {}
+        for index in range(view.batch):
+            pixels = _spread(view, index, size)
+            short = shortest(flint, view, index, limbs, pixels, rank)
+            image = None if short is None else _scaled(view, index, limbs[0], pixels, short)
+            if image is not None:
+                images[index] = image
+        return Finding("lattice", detail, images, positions_from_plain(view, images))
+    for index in range(min(view.batch, 2)):
+        pixels = _spread(view, index, size)
+        short = shortest(flint, view, index, limbs, pixels, rank)
+        if short is None:
+            continue
+        for values in (short, -short):
+            positions = complete(view, _matching(view, index, pixels, values))
+            if images := decode(view, positions):
+                return Finding("lattice", detail, images, positions)
+    return Finding("lattice", detail)
+
+
+def dimensions(rank: int, value_bits: float, limb_bits: list[float], most: int) -> tuple[int, int] | None:
+    """(limbs, K) of the cheapest lattice in which V, ``value_bits`` long, is the shortest vector by a safe margin.
+
+    By the Gaussian heuristic other vectors have about volume**(1 / K) * sqrt(K / 17) with
+    log2(volume) = (K - rank) * sum(limb_bits).
+    """
+    best: tuple[float, int, int] | None = None
+    held = 0.0
+    for count, bits in enumerate(limb_bits, 1):
+        held += bits
+        for size in range(rank + 1, min(most, MOST_DIMENSIONS) + 1):
+            if held * (size - rank) / size > value_bits + 2 + _LLL_BITS * size + _MARGIN_BITS:
+                cost = float(size) ** 4 * held
+                if best is None or cost < best[0]:
+                    best = cost, count, size
+                break
+    return None if best is None else best[1:]
+
+
+def shortest(flint: Any, view: View, image: int, limbs: list[int], pixels: np.ndarray, rank: int) -> np.ndarray | None:
+    """The first vector of the reduced basis, object ``[K]``; None if a limb's lanes are not of the expected rank."""
+    size = len(pixels)
+    moduli = [view.moduli[p] for p in limbs]
+    product = math.prod(moduli)
+    rows = [[0] * size for _ in range(size)]
+    for limb, b in zip(limbs, moduli, strict=True):
+        lanes = view.ciphertext[limb, image][:, pixels].tolist()
+        echelon, found = flint.nmod_mat(view.lanes, size, [v for row in lanes for v in row], b).rref()
+        if found != rank or any(int(echelon[i, i]) != 1 for i in range(rank)):
+            return None
+        lift = product // b * pow(product // b, -1, b)
+        for i in range(rank):
+            for j in range(rank, size):
+                rows[i][j] += int(echelon[i, j]) * lift
+    for i in range(size):
+        rows[i] = [v % product for v in rows[i]]
+        rows[i][i] = 1 if i < rank else product
+    reduced = flint.fmpz_mat(rows).lll()
+    out = np.empty(size, object)
+    out[:] = [int(reduced[0, j]) for j in range(size)]
+    return out
+
+
+def _spread(view: View, image: int, count: int) -> np.ndarray:
+    """``count`` pixels of an image over all of it, the first of them not zero."""
+    lane = view.ciphertext[0, image, 0]
+    nonzero = np.flatnonzero(lane)
+    first = np.unique(lane[nonzero], return_index=True)[1]
+    order = np.concatenate([nonzero[np.sort(first)], np.flatnonzero(lane == 0), nonzero])
+    order = order[np.sort(np.unique(order, return_index=True)[1])]
+    head = order[: max(count, len(first))]
+    return head[np.linspace(0, len(head) - 1, count).astype(np.int64)]
+
+
+def _scaled(view: View, image: int, limb: int, pixels: np.ndarray, short: np.ndarray) -> Image | None:
+    """The whole image from a few of its pixels up to a factor s: one lane is a multiple of PT, and s * short in the
+    table gives the multiple. None if no s or more than one fits.
+    """
+    b = view.moduli[limb]
+    lane = view.ciphertext[limb, image, 0]
+    anchor = next((i for i, v in zip(pixels, lane[pixels], strict=True) if v), None)
+    if anchor is None or b <= 2 * view.plain_bound:
+        return None
+    at = int(np.flatnonzero(pixels == anchor)[0])
+    largest = max(1, int(abs(short).max()))
+    found: list[Image] = []
+    for s in range(-(view.plain_bound // largest), view.plain_bound // largest + 1):
+        if s:
+            plain = lane * (pow(int(lane[anchor]), -1, b) * s * int(short[at]) % b) % b
+            candidate = image_of(view, np.where(plain > b // 2, plain - b, plain))
+            if candidate is not None:
+                found.append(candidate)
+    return found[0] if len(found) == 1 else None
+
+
+def _matching(view: View, image: int, pixels: np.ndarray, values: np.ndarray) -> list[int | None]:
+    """The lane of every limb that holds ``values`` modulo b_p at ``pixels``."""
+    found: list[int | None] = []
+    for limb, b in enumerate(view.moduli):
+        residues = (values % b).astype(np.int64)
+        lanes = np.flatnonzero((view.ciphertext[limb, image][:, pixels] == residues).all(axis=1))
+        found.append(int(lanes[0]) if len(lanes) == 1 else None)
+    return found

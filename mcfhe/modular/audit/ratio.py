@@ -1,0 +1,140 @@
+"""Attacks by comparing pixels of one lane: ``ratio`` and ``equality``. They need no key material at all.
+
+Patent profile: CT[p][m] = PK[p][m] * PT in every lane, so CT_i / CT_j = PT_i / PT_j mod b_p whether the lane is true or
+a decoy, and a fraction of two small integers is found from its residue by the extended Euclidean algorithm (P. S. Wang,
+"A p-adic algorithm for univariate partial fractions", SYMSAC 1981; von zur Gathen and Gerhard, Modern Computer
+Algebra, section 5.10). Hardened profile: V_i / V_j is such a fraction in the true lane alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from mcfhe.modular.audit.report import Finding
+from mcfhe.modular.audit.values import Image, complete, decode, image_of, in_table, plain_of, positions_from_plain
+from mcfhe.modular.audit.view import View
+from mcfhe.modular.crt import crt
+
+_MOST_TUPLES = 1 << 12
+
+
+def rational(residue: int, modulus: int, bound: int) -> tuple[int, int] | None:
+    """(n, d) with n = residue * d mod modulus, |n| <= bound, 0 < d <= bound; unique while 2 * bound**2 < modulus."""
+    high, low = modulus, residue
+    before, after = 0, 1
+    while low > bound:
+        step, rest = divmod(high, low)
+        high, low = low, rest
+        before, after = after, before - step * after
+    if not 0 < abs(after) <= bound or math.gcd(low, after) != 1:
+        return None
+    return (low, after) if after > 0 else (-low, -after)
+
+
+def ratio(view: View) -> Finding:
+    """Every lane that shows fractions of small integers gives its image up to one factor; the table fixes the factor.
+
+    Fractions of integers up to R are unique modulo more than 2 * R**2, which takes k limbs. Patent: any lane of each,
+    R = max |PT|, so the first tried works; knowing PT then gives F = CT / PT, and with it the positions. Hardened:
+    R = max |V|, lane tuples are tried in turn, at most M**k. Cost: one Euclid a distinct pixel value.
+    """
+    bound = view.plain_bound if view.per_image else view.value_bound
+    limbs = view.limbs_beyond(2 * bound * bound)
+    if limbs is None or (not view.per_image and view.lanes ** len(limbs) > _MOST_TUPLES):
+        return Finding(
+            "ratio", f"fractions of {bound.bit_length()}-bit integers are not unique in few limbs", outcome="inapplicable"
+        )
+    images: dict[int, Image] = {}
+    ambiguous = 0
+    positions: list[int | None] = [None] * len(view.moduli)
+    for index in range(view.batch):
+        for lanes in itertools.product(range(view.lanes), repeat=len(limbs)):
+            if (scaled := _primitive(view, index, limbs, lanes, bound)) is None:
+                continue
+            plains = _scales(view, scaled)
+            if len(plains) == 1 and (image := image_of(view, plains[0])) is not None:
+                images[index] = image
+                if not view.per_image:
+                    for limb, lane in zip(limbs, lanes, strict=True):
+                        positions[limb] = lane
+                break
+            if len(plains) > 1:
+                ambiguous += 1
+                break
+        if images and not view.per_image:
+            break  # positions hold for all images of the key
+    shown = f"{len(limbs)} limb(s), no key material" + (f"; {ambiguous} images up to a factor" if ambiguous else "")
+    if view.per_image:
+        return Finding("ratio", f"any lane of {shown}", images, positions_from_plain(view, images))
+    positions = complete(view, positions)
+    return Finding("ratio", f"true lanes only, by {shown}", decode(view, positions) or images, positions)
+
+
+def _primitive(view: View, image: int, limbs: Sequence[int], lanes: Sequence[int], bound: int) -> np.ndarray | None:
+    """The image's integers divided by their common factor, object ``[C * H * W]``; None if they are not small."""
+    moduli = [view.moduli[p] for p in limbs]
+    product = math.prod(moduli)
+    rows = np.stack([view.ciphertext[p, image, m] for p, m in zip(limbs, lanes, strict=True)])
+    columns, inverse = np.unique(rows, axis=1, return_inverse=True)
+    distinct = [int(v) % product for v in crt(columns, moduli)]
+    if not any(distinct):
+        return None
+    unit = next((v for v in distinct if math.gcd(v, product) == 1), None)
+    if unit is None:
+        return None
+    unit = pow(unit, -1, product)
+    fractions = []
+    common = 1
+    for value in distinct:
+        found = rational(value * unit % product, product, bound)
+        if found is None or (common := math.lcm(common, found[1])) > bound:
+            return None
+        fractions.append(found)
+    integers = [n * common // d for n, d in fractions]
+    divisor = math.gcd(*integers)
+    out = np.empty(len(integers), object)
+    out[:] = [v // divisor for v in integers]
+    if max(abs(v) for v in out) > bound:
+        return None
+    return out[inverse.reshape(-1)]
+
+
+def _scales(view: View, primitive: np.ndarray) -> list[np.ndarray]:
+    """Plain values of all multiples s * primitive that the table, and in the hardened profile the noise, allow."""
+    largest = int(abs(primitive).max())
+    bound = view.plain_bound if view.per_image else view.value_bound
+    found = []
+    for s in itertools.chain(range(1, bound // largest + 1), range(-1, -(bound // largest) - 1, -1)):
+        if view.per_image:
+            if in_table(view, primitive * s, view.channel):
+                found.append((primitive * s).astype(np.int64))
+        else:
+            found += plain_of(view, primitive * s, view.channel)
+        if len(found) > 1:
+            break
+    return found
+
+
+def equality(view: View) -> Finding:
+    """Which pixels are equal, and which are zero, by sight: equal PT of an image give equal residues in every lane.
+
+    Compares pixels in all lanes of all limbs together, so that no chance remains. In the hardened profile decoys are
+    drawn anew for every pixel and hide this; what remains in its true lanes is found by ``statistics``.
+    Cost: one pass over the ciphertext.
+    """
+    rows = view.ciphertext.transpose(1, 0, 2, 3).reshape(view.batch, -1, view.size)
+    classes = [len(np.unique(row[:64], axis=1).T) for row in rows]
+    zeros = sum(int((row == 0).all(axis=0).sum()) for row in rows)
+    visible = sum(count < view.size for count in classes)
+    structure = f"equal pixels of {visible}/{view.batch} images" if visible else ""
+    return Finding("equality", f"{sum(classes)} classes in {view.size * view.batch} pixels, {zeros} zeros", {}, (), structure)
+
+
+def classes(view: View, image: int) -> np.ndarray:
+    """int64 [C * H * W]: the same number for pixels of an image that are equal in every lane."""
+    rows = view.ciphertext[:, image].reshape(-1, view.size)
+    return np.unique(rows, axis=1, return_inverse=True)[1].reshape(-1)
