@@ -19,9 +19,8 @@ namespace {
 
 }  // namespace
 
-const KernelTable kAvx2Kernels = {"avx2",          kHasInt16, kHasDouble,     16,
-                                  kLanes,          kTile,     pack_weight,    conv2d_task,
-                                  sum_pool2d_task, poly_task, align_add_task, count_out_of_range_in};
+const KernelTable kAvx2Kernels = {"avx2",      kHasInt16,       kHasDouble, kTile,          pack_weight,
+                                  conv2d_task, sum_pool2d_task, poly_task,  align_add_task, count_out_of_range_in};
 
 }  // namespace mcfhe::cpu
 

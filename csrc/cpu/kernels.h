@@ -42,7 +42,7 @@ struct ConvPlan {
   int64_t planes;     // packed channels (or channel pairs) of one group
   int64_t taps;       // multiply steps per output
   int64_t taps_per_reduction;  // kInt64Mid
-  int64_t tile;                // output channels computed together: weights are packed for it
+  int64_t tile;                // output channels of the microkernel
   int64_t packed_elements;     // scratch for packed input, in elements of the path
   int64_t scratch_bytes;       // everything a task needs
   int64_t weight_bytes;        // packed weights of the whole layer
@@ -100,8 +100,7 @@ int64_t pointwise_tasks(const PointwiseParams& p);
 struct KernelTable {
   const char* name;
   bool has_int16, has_double;
-  int64_t int16_columns, wide_columns;  // columns in a vector: kInt16, other paths
-  int64_t tile;                         // output channels of the microkernel
+  int64_t tile;  // output channels of the microkernel
   void (*pack_weight)(const ConvJob&, void* packed);
   void (*conv2d)(const ConvJob&, int64_t task, std::byte* scratch);
   void (*sum_pool2d)(const PoolJob&, int64_t task);  // task: one (l, c, output row)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def run(
     for done, name in enumerate(names):
         if name not in ATTACKS:
             raise ParameterError(f"attack {name!r}: choose of {', '.join(ATTACKS)}")
-        findings.append(attack(lambda call=ATTACKS[name]: call(view)))  # type: ignore[misc]
+        findings.append(attack(partial(ATTACKS[name], view)))
         if progress is not None:
             progress((done + 1) / len(names))
     return Report(view, tuple(findings))

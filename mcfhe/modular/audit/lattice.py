@@ -20,6 +20,7 @@ import numpy as np
 from mcfhe.modular.audit.report import Finding
 from mcfhe.modular.audit.values import Image, complete, decode, image_of, positions_from_plain
 from mcfhe.modular.audit.view import View
+from mcfhe.modular.crt import crt
 from mcfhe.modular.params import is_prime
 
 MOST_DIMENSIONS = 200
@@ -47,7 +48,7 @@ def lattice(view: View) -> Finding:
         for index in range(view.batch):
             pixels = _spread(view, index, size)
             short = shortest(flint, view, index, limbs, pixels, rank)
-            image = None if short is None else _scaled(view, index, limbs[0], pixels, short)
+            image = None if short is None else _scaled(view, index, pixels, short)
             if image is not None:
                 images[index] = image
         return Finding("lattice", detail, images, positions_from_plain(view, images))
@@ -83,16 +84,23 @@ def dimensions(rank: int, value_bits: float, limb_bits: list[float], most: int) 
 
 
 def shortest(flint: Any, view: View, image: int, limbs: list[int], pixels: np.ndarray, rank: int) -> np.ndarray | None:
-    """The first vector of the reduced basis, object ``[K]``; None if a limb's lanes are not of the expected rank."""
+    """The first vector of the reduced basis, object ``[K]``; None if no limb's lanes are of the expected rank.
+
+    A limb is left out when its first ``rank`` pixels do not determine the others, one in about b_p.
+    """
     size = len(pixels)
     moduli = [view.moduli[p] for p in limbs]
-    product = math.prod(moduli)
-    rows = [[0] * size for _ in range(size)]
+    kept: list[tuple[int, Any]] = []
     for limb, b in zip(limbs, moduli, strict=True):
         lanes = view.ciphertext[limb, image][:, pixels].tolist()
         echelon, found = flint.nmod_mat(view.lanes, size, [v for row in lanes for v in row], b).rref()
-        if found != rank or any(int(echelon[i, i]) != 1 for i in range(rank)):
-            return None
+        if found == rank and all(int(echelon[i, i]) == 1 for i in range(rank)):
+            kept.append((b, echelon))
+    if not kept:
+        return None
+    product = math.prod(b for b, _ in kept)
+    rows = [[0] * size for _ in range(size)]
+    for b, echelon in kept:
         lift = product // b * pow(product // b, -1, b)
         for i in range(rank):
             for j in range(rank, size):
@@ -117,22 +125,26 @@ def _spread(view: View, image: int, count: int) -> np.ndarray:
     return head[np.linspace(0, len(head) - 1, count).astype(np.int64)]
 
 
-def _scaled(view: View, image: int, limb: int, pixels: np.ndarray, short: np.ndarray) -> Image | None:
-    """The whole image from a few of its pixels up to a factor s: one lane is a multiple of PT, and s * short in the
-    table gives the multiple. None if no s or more than one fits.
+def _scaled(view: View, image: int, pixels: np.ndarray, short: np.ndarray) -> Image | None:
+    """The whole image from a few of its pixels up to a factor s.
+
+    Any lane is a multiple of PT, so one pixel gives all, and s * short in the table gives s. None if no s or more than
+    one fits, or the first lanes hold no pixel to divide by.
     """
-    b = view.moduli[limb]
-    lane = view.ciphertext[limb, image, 0]
-    anchor = next((i for i, v in zip(pixels, lane[pixels], strict=True) if v), None)
-    if anchor is None or b <= 2 * view.plain_bound:
+    limbs = view.limbs_beyond(2 * view.plain_bound) or []
+    moduli = [view.moduli[p] for p in limbs]
+    lanes = [view.ciphertext[p, image, 0] for p in limbs]
+    usable = [i for i, pixel in enumerate(pixels) if all(math.gcd(int(x[pixel]), b) == 1 for x, b in zip(lanes, moduli, strict=True))]
+    if not limbs or not usable:
         return None
-    at = int(np.flatnonzero(pixels == anchor)[0])
-    largest = max(1, int(abs(short).max()))
+    at = usable[0]
+    units = [x * pow(int(x[pixels[at]]), -1, b) % b for x, b in zip(lanes, moduli, strict=True)]
+    most = view.plain_bound // max(1, int(abs(short).max()))
     found: list[Image] = []
-    for s in range(-(view.plain_bound // largest), view.plain_bound // largest + 1):
+    for s in range(-most, most + 1):
         if s:
-            plain = lane * (pow(int(lane[anchor]), -1, b) * s * int(short[at]) % b) % b
-            candidate = image_of(view, np.where(plain > b // 2, plain - b, plain))
+            rows = [unit * (s * int(short[at]) % b) % b for unit, b in zip(units, moduli, strict=True)]
+            candidate = image_of(view, crt(np.stack(rows), moduli))
             if candidate is not None:
                 found.append(candidate)
     return found[0] if len(found) == 1 else None

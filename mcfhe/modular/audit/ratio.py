@@ -44,10 +44,11 @@ def ratio(view: View) -> Finding:
     """
     bound = view.plain_bound if view.per_image else view.value_bound
     limbs = view.limbs_beyond(2 * bound * bound)
-    if limbs is None or (not view.per_image and view.lanes ** len(limbs) > _MOST_TUPLES):
-        return Finding(
-            "ratio", f"fractions of {bound.bit_length()}-bit integers are not unique in few limbs", outcome="inapplicable"
-        )
+    if limbs is None:
+        return Finding("ratio", "fractions are not unique modulo all moduli together", outcome="inapplicable")
+    tuples = 1 if view.per_image else view.lanes ** len(limbs)
+    if tuples > _MOST_TUPLES:
+        return Finding("ratio", f"M**k = {tuples} tuples of {len(limbs)} limbs are not tried here; see small-value")
     images: dict[int, Image] = {}
     ambiguous = 0
     positions: list[int | None] = [None] * len(view.moduli)

@@ -26,6 +26,9 @@ def statistics(view: View) -> Finding:
     positions: list[int | None] = []
     by = {"repeats": 0, "smoothness": 0}
     for limb, b in enumerate(view.moduli):
+        if view.lanes == 1:
+            positions.append(0)
+            continue
         lane = None
         for name, test in (("repeats", repeat_bits), ("smoothness", smooth_bits)):
             bits = [test(view.ciphertext[limb, :, m], b, view.shape) for m in range(view.lanes)]
@@ -38,7 +41,9 @@ def statistics(view: View) -> Finding:
     positions = complete(view, positions)
     images = decode(view, positions)
     detail = f"{by['repeats']} limbs by repeats, {by['smoothness']} by smoothness"
-    if direct == 0:
+    if view.lanes == 1:
+        detail = "one lane: no decoys"
+    elif direct == 0:
         detail = "no lane differs from the others: V wraps too often for smoothness and repeats are alike in all lanes"
     return Finding("statistics", detail, images, positions)
 

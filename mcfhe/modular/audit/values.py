@@ -172,6 +172,8 @@ def lanes_that_fit(view: View, plain: np.ndarray) -> list[int | None]:
 
 def single_out(hits: np.ndarray, trials: int, probability: float, limbs: int) -> int | None:
     """The one lane whose hits chance does not explain, among ``len(hits)`` lanes of each of ``limbs`` limbs."""
+    if len(hits) == 1:
+        return 0  # no decoys, nothing to find
     needed = math.log2(len(hits) * limbs) + 10
     lanes = [m for m, h in enumerate(hits) if chance_bits(int(h), trials, probability) >= needed]
     return lanes[0] if len(lanes) == 1 else None
