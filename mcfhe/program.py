@@ -174,6 +174,8 @@ class Program:
     def summary(self, profile: str = "patent", lanes: int = 4) -> str:
         """A table of the layers (order, scale, bits, headroom, alignment) in one profile, and the cost of both."""
         _ = self.integer_program(profile)  # refuses an unknown one
+        if whole("lanes", lanes) < 1:
+            raise ParameterError(f"lanes = {lanes} must be 1 or more")
         return summarise(
             title=f"program {self.program_id[:16]}",
             profile=profile,

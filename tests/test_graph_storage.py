@@ -143,6 +143,8 @@ FORGERIES: list[tuple[Any, str]] = [
     (_set("nodes", 1, "extra", 5), "other fields"),
     (_set("nodes", 1, "name", ""), "'name'"),
     (_set("nodes", 1, "name", 7), "'name'"),
+    (_set("nodes", 1, "name", "\x1b[2J"), "printable"),
+    (_set("settings", "labels", ["\n", "a", "b"]), "printable"),
     (_set("nodes", 1, "inputs", [7]), "reads values"),
     (_set("nodes", 1, "inputs", [-1]), "'inputs'"),
     (_set("nodes", 1, "inputs", 0), "'inputs'"),

@@ -320,6 +320,8 @@ def test_summary_of_the_lenet() -> None:
     assert "hardened: order (8, 36)" in text
     assert max(len(line) for line in text.splitlines()) <= 120
     assert "(8, 36)" in program.summary("hardened", lanes=2)
+    with pytest.raises(ParameterError, match="lanes = 0"):
+        program.summary(lanes=0)
 
 
 def test_summary_of_branches_and_coarse_pools(program: Program) -> None:

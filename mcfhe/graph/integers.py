@@ -9,6 +9,7 @@ taken apart again (after adding half a field everywhere, so that none is negativ
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,10 @@ def evaluate_integers(program: IntegerProgram, inputs: Any) -> list[list[int]]:
     if values.dtype != object and not np.issubdtype(values.dtype, np.integer):
         raise ImageError(f"inputs: dtype {values.dtype}; exact integers are needed")
     values = values.astype(object)
-    if not all(isinstance(v, int) for v in values.flat):
-        raise ImageError("inputs: an entry is not an integer")
+    try:
+        values.reshape(-1)[:] = [index(v) for v in values.flat]  # numpy's own integers would overflow
+    except TypeError:
+        raise ImageError("inputs: an entry is not an integer") from None
     scores: list[list[int]] = []
     chunk = _chunk_size(program)
     for first in range(0, len(values), chunk):

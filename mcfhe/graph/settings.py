@@ -61,8 +61,8 @@ class Settings:
             raise ParameterError(f"mean has {len(self.mean)} values, std {len(self.std)}: one per channel each")
         for name in ("labels", "passes"):
             values = getattr(self, name)
-            if len(values) > 1 << 20 or any(type(v) is not str or not v for v in values):
-                raise ParameterError(f"{name}: must be texts that are not empty")
+            if len(values) > 1 << 20 or any(type(v) is not str or not v or not v.isprintable() for v in values):
+                raise ParameterError(f"{name}: must be printable texts that are not empty")
         _ = self.table
 
     @property

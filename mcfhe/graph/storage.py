@@ -89,9 +89,10 @@ def _decode_node(index: int, entry: Any, tensors: dict[str, np.ndarray], scale_b
     fields = {"op", "name", "inputs", *layout.numbers, *(field for field, _ in layout.tuples), *layout.arrays}
     if not set(entry) <= fields or not fields - set(layout.optional) <= set(entry):
         raise FormatError(f"program: layer {index} has other fields than {', '.join(sorted(fields))}")
-    if type(entry["name"]) is not str or not 1 <= len(entry["name"]) <= 1 << 12:
-        raise FormatError(f"program: layer {index}: 'name' is not a short text")
-    values: dict[str, Any] = {"name": entry["name"], "inputs": _sizes(index, "inputs", entry["inputs"], None)}
+    name = entry["name"]
+    if type(name) is not str or not 1 <= len(name) <= 1 << 12 or not name.isprintable():
+        raise FormatError(f"program: layer {index}: 'name' is not a short printable text")
+    values: dict[str, Any] = {"name": name, "inputs": _sizes(index, "inputs", entry["inputs"], None)}
     for field in layout.numbers:
         values[field] = _sizes(index, field, [entry[field]], 1)[0]
     for field, length in layout.tuples:

@@ -30,22 +30,22 @@ def weights(limit: int, *shape: int) -> Tensor:
     return w
 
 
-def conv2d(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    poly: Tensor | None,
-    moduli: Tensor,
-    shape: ConvShape,
-    bounds: tuple[int, int] | None,
-) -> Tensor:
-    return torch.ops.mcfhe.conv2d(  # type: ignore[no-any-return]
-        x, w, bias, poly, moduli, list(shape.stride), list(shape.padding), list(shape.dilation), shape.groups, bounds
-    )
+Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]  # x, weight, bias, poly, moduli
 
 
-def on(device: torch.device, *tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else t.to(device) for t in tensors]
+def conv2d(inputs: Inputs, shape: ConvShape, bounds: tuple[int, int] | None) -> Tensor:
+    sizes = (list(shape.stride), list(shape.padding), list(shape.dilation), shape.groups)
+    result: Tensor = torch.ops.mcfhe.conv2d(*inputs, *sizes, bounds)
+    return result
+
+
+def on(device: torch.device, tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
+
+
+def moved(inputs: Inputs, device: torch.device) -> Inputs:
+    x, w, bias, poly, moduli = inputs
+    return x.to(device), w.to(device), on(device, bias), on(device, poly), moduli.to(device)
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETIC)
@@ -60,8 +60,18 @@ def test_conv2d_equals_oracle(draw: Draw, device: torch.device, name: str, strea
     bias = draw(moduli, shape.out_channels)
     poly = draw(moduli, shape.out_channels, 3)
     poly[:, 0] = torch.tensor([0, 0, 1])  # one channel a square
-    expected = reference.conv2d(x, w, bias, moduli, poly=poly, **shape.arguments)  # type: ignore[arg-type]
-    got = conv2d(*on(device, x, w, bias, poly, moduli), shape, bounds)  # type: ignore[arg-type]
+    expected = reference.conv2d(
+        x,
+        w,
+        bias,
+        moduli,
+        poly=poly,
+        stride=shape.stride,
+        padding=shape.padding,
+        dilation=shape.dilation,
+        groups=shape.groups,
+    )
+    got = conv2d(moved((x, w, bias, poly, moduli), device), shape, bounds)
     assert torch.equal(got.cpu(), expected)
 
 
@@ -73,7 +83,7 @@ def test_conv2d_at_the_limit_of_its_arithmetic(device: torch.device, sign: int, 
     x = (MODULI - 1).view(-1, 1, 1, 1, 1).expand(-1, 6, 2, 2, 4).contiguous()
     w = torch.full((3, 6, 1, 1), sign * limit)
     expected = reference.conv2d(x, w, None, MODULI)
-    got = conv2d(*on(device, x, w, None, None, MODULI), shape, (limit, bounds))  # type: ignore[arg-type]
+    got = conv2d(moved((x, w, None, None, MODULI), device), shape, (limit, bounds))
     assert torch.equal(got.cpu(), expected)
 
 
@@ -91,8 +101,8 @@ def test_conv2d_equals_cpu(draw: Draw, device: torch.device, name: str, stream: 
     w = weights(limit, shape.out_channels, shape.channels, *shape.kernel)
     bias = draw(moduli, shape.out_channels)
     poly = torch.tensor([0, 0, 1]).expand(len(moduli), 1, 3)
-    got = conv2d(*on(device, x, w, bias, poly, moduli), shape, bounds)  # type: ignore[arg-type]
-    assert torch.equal(got.cpu(), conv2d(x, w, bias, poly, moduli, shape, bounds))
+    inputs: Inputs = (x, w, bias, poly, moduli)
+    assert torch.equal(conv2d(moved(inputs, device), shape, bounds).cpu(), conv2d(inputs, shape, bounds))
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -114,8 +124,8 @@ def test_conv2d_random_shapes_equal_cpu(draw: Draw, device: torch.device, seed: 
     w = weights((1, 100, 2**16, 2**31 - 1)[pick(0, 3)], shape.out_channels, shape.channels // groups, *kernel)
     bias = draw(PRIMES, shape.out_channels) if pick(0, 1) else None
     poly = draw(PRIMES, (1, shape.out_channels)[pick(0, 1)], pick(2, 5)) if pick(0, 1) else None
-    got = conv2d(*on(device, x, w, bias, poly, PRIMES), shape, None)  # type: ignore[arg-type]
-    assert torch.equal(got.cpu(), conv2d(x, w, bias, poly, PRIMES, shape, None))
+    inputs: Inputs = (x, w, bias, poly, PRIMES)
+    assert torch.equal(conv2d(moved(inputs, device), shape, None).cpu(), conv2d(inputs, shape, None))
 
 
 @pytest.mark.parametrize("limit", [200, 2**31 - 1])
@@ -128,7 +138,7 @@ def test_linear_equals_cpu(draw: Draw, device: torch.device, name: str, stream: 
     bias = draw(PRIMES, outs)
     poly = draw(PRIMES, outs, 4)
     for bounds in (None, (limit, limit * features)):
-        got = torch.ops.mcfhe.linear(*on(device, x, w, bias, poly, PRIMES), bounds)
+        got = torch.ops.mcfhe.linear(*moved((x, w, bias, poly, PRIMES), device), bounds)
         assert torch.equal(got.cpu(), torch.ops.mcfhe.linear(x, w, bias, poly, PRIMES, bounds))
 
 
@@ -149,8 +159,8 @@ def test_sum_pool2d_equals_oracle(
     x = draw(MODULI, 3, 7, 9, stream)
     factor = draw(MODULI) if scaled else None
     expected = reference.sum_pool2d(x, MODULI, kernel=kernel, stride=stride, padding=padding, factor=factor)
-    moved = on(device, x, factor, MODULI)
-    got = torch.ops.mcfhe.sum_pool2d(*moved, list(kernel), list(stride), list(padding))
+    inputs = (x.to(device), on(device, factor), MODULI.to(device))
+    got = torch.ops.mcfhe.sum_pool2d(*inputs, list(kernel), list(stride), list(padding))
     assert torch.equal(got.cpu(), expected)
 
 
@@ -170,7 +180,7 @@ def test_pointwise_equals_oracle(draw: Draw, device: torch.device, shape: tuple[
         got = torch.ops.mcfhe.add_const(xd, constant.to(device), md)
         assert torch.equal(got.cpu(), reference.add_const(x, constant, MODULI))
     for a, b in ((None, None), (fx, None), (None, fy), (fx, fy)):
-        got = torch.ops.mcfhe.align_add(xd, yd, *on(device, a, b), md)
+        got = torch.ops.mcfhe.align_add(xd, yd, on(device, a), on(device, b), md)
         assert torch.equal(got.cpu(), reference.align_add(x, y, MODULI, x_factor=a, y_factor=b))
 
 
@@ -191,8 +201,8 @@ def test_layouts_are_made_dense(draw: Draw, device: torch.device) -> None:
     odd = torch.empty(base.numel() + 1, dtype=torch.int64, device=device)[1:].view(base.shape)
     odd.copy_(base)
     for x in (base.transpose(2, 3), base[..., ::2], base[..., :1].expand(-1, -1, -1, -1, 5), odd):
-        got = conv2d(x, w.to(device), None, None, PRIMES.to(device), shape, None)
-        assert torch.equal(got.cpu(), conv2d(x.cpu(), w, None, None, PRIMES, shape, None))
+        got = conv2d((x, w.to(device), None, None, PRIMES.to(device)), shape, None)
+        assert torch.equal(got.cpu(), conv2d((x.cpu(), w, None, None, PRIMES), shape, None))
         squared = torch.ops.mcfhe.square(x, PRIMES.to(device))
         assert squared.is_contiguous()
         assert torch.equal(squared.cpu(), torch.ops.mcfhe.square(x.cpu(), PRIMES))
@@ -202,7 +212,7 @@ def test_nothing_in_nothing_out(device: torch.device) -> None:
     md = PRIMES.to(device)
     empty = torch.empty(3, 2, 5, 5, 0, dtype=torch.int64, device=device)
     w = weights(9, 4, 2, 3, 3).to(device)
-    assert conv2d(empty, w, None, None, md, ConvShape(2, 5, 5, 4), None).shape == (3, 4, 3, 3, 0)
+    assert conv2d((empty, w, None, None, md), ConvShape(2, 5, 5, 4), None).shape == (3, 4, 3, 3, 0)
     assert torch.ops.mcfhe.square(empty, md).shape == empty.shape
     assert int(torch.ops.mcfhe.count_out_of_range(empty, md)) == 0
 
@@ -211,11 +221,11 @@ def test_bad_arguments_are_refused(draw: Draw, device: torch.device) -> None:
     shape = ConvShape(2, 5, 5, 4)
     x, w, md = draw(PRIMES, 2, 5, 5, 4).to(device), weights(9, 4, 2, 3, 3).to(device), PRIMES.to(device)
     with pytest.raises(RuntimeError, match="moduli is on another device"):
-        conv2d(x, w, None, None, PRIMES, shape, None)
+        conv2d((x, w, None, None, PRIMES), shape, None)
     with pytest.raises(RuntimeError, match="must be int64"):
-        conv2d(x.int(), w, None, None, md, shape, None)
+        conv2d((x.int(), w, None, None, md), shape, None)
     with pytest.raises(RuntimeError, match="2\\^31 - 1"):
-        conv2d(x, w * 2**30, None, None, md, shape, None)
+        conv2d((x, w * 2**30, None, None, md), shape, None)
     with pytest.raises(RuntimeError, match="groups"):
         torch.ops.mcfhe.conv2d(x, w, None, None, md, [1, 1], [0, 0], [1, 1], 3, None)
 

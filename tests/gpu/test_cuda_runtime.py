@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import mcfhe
+from mcfhe.cards import ModelCard
 from tests.gpu.conftest import Draw
 from tests.shapes import PRIMES_30
 
@@ -22,7 +24,12 @@ def layer(x: Tensor, w: Tensor, bias: Tensor, moduli: Tensor) -> Tensor:
     y = torch.ops.mcfhe.sum_pool2d(y, None, moduli, [2, 2], [2, 2], [0, 0])
     y = y.flatten(1, 3)
     rows = torch.arange(5 * y.shape[1], device=x.device).view(5, -1) % 7 - 3
-    return torch.ops.mcfhe.linear(y, rows, None, None, moduli, (3, 3 * y.shape[1]))  # type: ignore[no-any-return]
+    result: Tensor = torch.ops.mcfhe.linear(y, rows, None, None, moduli, (3, 3 * y.shape[1]))
+    return result
+
+
+def new_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture
@@ -36,9 +43,9 @@ def test_the_current_stream_is_used(tensors: tuple[Tensor, ...], device: torch.d
     x, *rest = (t.to(device) for t in tensors)
     late = torch.zeros_like(x)
     torch.cuda.synchronize()
-    side = torch.cuda.Stream()
+    side = new_stream()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(LONG_WAIT)
+        torch.cuda._sleep(LONG_WAIT)  # type: ignore[no-untyped-call]
         late.copy_(x)
         y = layer(late, *rest)
     torch.cuda.current_stream().wait_stream(side)
@@ -48,7 +55,7 @@ def test_the_current_stream_is_used(tensors: tuple[Tensor, ...], device: torch.d
 def test_streams_do_not_disturb_each_other(tensors: tuple[Tensor, ...], device: torch.device) -> None:
     x, *rest = (t.to(device) for t in tensors)
     expected = layer(*tensors)
-    streams = [torch.cuda.Stream() for _ in range(4)]
+    streams = [new_stream() for _ in range(4)]
     torch.cuda.synchronize()
     results = []
     for _ in range(10):
@@ -62,7 +69,7 @@ def test_streams_do_not_disturb_each_other(tensors: tuple[Tensor, ...], device: 
 def test_graph_capture_and_replay(tensors: tuple[Tensor, ...], device: torch.device) -> None:
     x, *rest = (t.to(device) for t in tensors)
     static = x.clone()
-    warm = torch.cuda.Stream()
+    warm = new_stream()
     warm.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(warm):
         for _ in range(3):
@@ -123,10 +130,9 @@ def test_torch_compile_and_opcheck(tensors: tuple[Tensor, ...], device: torch.de
 @pytest.mark.parametrize("profile", ["patent", "hardened"])
 def test_the_demo_network_is_exact(profile: str) -> None:
     """Encrypt, evaluate on the device, decrypt: every integer equals the oracle's."""
-    import mcfhe
-
     model = mcfhe.models.lenet(pretrained="fashion-mnist")
     card = model.mcfhe_metadata
+    assert isinstance(card, ModelCard)
     program = mcfhe.compile(model, input_shape=card.input_shape, mean=card.mean, std=card.std, labels=card.labels)
     if profile not in program.client_spec().profiles:
         pytest.skip(f"this program has no {profile} profile")

@@ -11,7 +11,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "csrc" / "testing" / "simt"))
 
-from harness import Driver
+from harness import Buffer, Driver
 
 from tests.simt import oracle
 from tests.simt.oracle import Ints, Pair, ints
@@ -19,6 +19,7 @@ from tests.simt.oracle import Ints, Pair, ints
 BIG = 2**31 - 1
 MODULI = (2, 3, BIG, 2**30, 998244353, 1073741789, 46341 * 46337, 2**31 - 3)
 Numbers = dict[str, int | str]
+Buffers = dict[str, Buffer | None]
 
 # As cuda_launch.h numbers them.
 ARITHMETIC = {"auto": 0, "double": 1, "int64": 2, "mid_sum": 3, "int8": 4}
@@ -135,7 +136,7 @@ class Conv:
             "max_sum": max_sum,
             **self.numbers,
         }
-        buffers = {"x": x, "weight": weight, "bias": bias, "poly": poly, "moduli": ints(self.moduli)}
+        buffers: Buffers = {"x": x, "weight": weight, "bias": bias, "poly": poly, "moduli": ints(self.moduli)}
         for schedule, (name, tile) in enumerate(self.ways(max_abs, max_sum), self.seed):
             way = sizes(arithmetic=ARITHMETIC[name], tile=TILES[tile], schedule=schedule % 5)
             got = driver.launch("linear" if self.linear else "conv2d", numbers | way, buffers)

@@ -102,5 +102,5 @@ def add_const(x: Ints, constant: Ints, moduli: Sequence[int]) -> Ints:
 
 def weight_bounds(weight: Ints) -> tuple[int, int]:
     """(max |q|, max over outputs of sum |q|)."""
-    rows = abs(weight.reshape(weight.shape[0], -1))
-    return max(rows.reshape(-1)), max(sum(row) for row in rows)
+    rows = [[abs(q) for q in row] for row in weight.reshape(weight.shape[0], -1).tolist()]
+    return max(map(max, rows)), max(map(sum, rows))

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.simt import oracle
-from tests.simt.cases import ARITHMETIC, BIG, LIMITS, MODULI, TILES, Conv, random_residues, same, sizes
+from tests.simt.cases import ARITHMETIC, BIG, LIMITS, MODULI, TILES, Buffers, Conv, random_residues, same, sizes
 from tests.simt.oracle import ints
 
 CASES = {
@@ -63,7 +63,7 @@ def test_the_limit_of_an_arithmetic(driver: Driver, arithmetic: str, sign: int, 
     x = ints(np.full((1, channels, 1, 1, 4), b - 1))
     weight = ints(np.full((3, channels, 1, 1), sign * limit // channels))
     expected = oracle.conv2d(x, weight, [b])
-    buffers = {"x": x, "weight": weight, "moduli": [b]}
+    buffers: Buffers = {"x": x, "weight": weight, "moduli": [b]}
     for tile in ("small", "medium", "large"):
         numbers = sizes(limbs=1, in_channels=channels, out_channels=3, stream=4, tile=TILES[tile])
         numbers |= sizes(arithmetic=ARITHMETIC[arithmetic], max_abs=limit // channels, max_sum=limit)
@@ -73,7 +73,7 @@ def test_the_limit_of_an_arithmetic(driver: Driver, arithmetic: str, sign: int, 
 
 
 def test_int8_refuses_what_it_cannot_hold(driver: Driver) -> None:
-    buffers = {"x": [1], "weight": [1], "moduli": [BIG]}
+    buffers: Buffers = {"x": [1], "weight": [1], "moduli": [BIG]}
     numbers = sizes(limbs=1, in_channels=1, out_channels=1, stream=1, arithmetic=ARITHMETIC["int8"])
     assert driver.launch("conv2d", numbers | sizes(max_abs=1, max_sum=1), buffers).tolist() == [1]
     for wrong in (

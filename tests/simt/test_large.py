@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
-from harness import Buffer, Driver, Host, SimtError, Sparse
+from harness import Driver, Host, SimtError, Sparse
 
-from tests.simt.cases import ARITHMETIC, BIG, TILES, Numbers, sizes
+from tests.simt.cases import ARITHMETIC, BIG, TILES, Buffers, Numbers, sizes
 
 
-def launch(driver: Driver, op: str, numbers: Numbers, buffers: Mapping[str, Buffer]) -> list[int]:
+def launch(driver: Driver, op: str, numbers: Numbers, buffers: Buffers) -> list[int]:
     try:
-        return driver.launch(op, numbers | sizes(edge_blocks=1), buffers).tolist()
+        return [int(value) for value in driver.launch(op, numbers | sizes(edge_blocks=1), buffers)]
     except SimtError as error:
         if "address space" in str(error) or "bad_alloc" in str(error):
             pytest.skip(f"this machine does not reserve that much address space: {error}")
@@ -31,7 +29,12 @@ def test_add_const_over_rows(driver: Driver) -> None:
     """Two channels of more than 2^31 entries each, in two limbs: the last entry lies beyond 2^33."""
     inner = 2**31 + 3
     last = 4 * inner - 1
-    buffers = {"x": Sparse(4 * inner, {last: 5}), "constant": [1, 2, 3, 4], "moduli": [BIG, 11], "at": Host([last])}
+    buffers: Buffers = {
+        "x": Sparse(4 * inner, {last: 5}),
+        "constant": [1, 2, 3, 4],
+        "moduli": [BIG, 11],
+        "at": Host([last]),
+    }
     numbers = sizes(limbs=2, channels=2, inner=inner, channel_stride=1)
     assert launch(driver, "add_const", numbers, buffers) == [9]
 
@@ -46,7 +49,7 @@ def test_conv2d(driver: Driver, arithmetic: str, tile: str) -> None:
     numbers = sizes(limbs=1, in_channels=1, height=2, width=2, stream=stream, out_channels=1, kernel_h=1, kernel_w=1)
     numbers |= sizes(out_h=2, out_w=2, max_abs=7, max_sum=7, arithmetic=ARITHMETIC[arithmetic], tile=TILES[tile])
     x = Sparse(4 * stream, {0: 2, corner: BIG - 1})
-    buffers = {"x": x, "weight": [-7], "moduli": [BIG], "at": Host([0, corner])}
+    buffers: Buffers = {"x": x, "weight": [-7], "moduli": [BIG], "at": Host([0, corner])}
     assert launch(driver, "conv2d", numbers, buffers) == [BIG - 14, 7]
 
 
@@ -54,7 +57,7 @@ def test_conv2d_naive(driver: Driver) -> None:
     entries = 2**31 + 5
     numbers = sizes(limbs=1, in_channels=1, stream=entries, out_channels=1)
     x = Sparse(entries, {0: 2, entries - 1: BIG - 1})
-    buffers = {"x": x, "weight": [-7], "moduli": [BIG], "at": Host([0, entries - 1])}
+    buffers: Buffers = {"x": x, "weight": [-7], "moduli": [BIG], "at": Host([0, entries - 1])}
     assert launch(driver, "conv2d_naive", numbers, buffers) == [BIG - 14, 7]
 
 
@@ -63,7 +66,7 @@ def test_sum_pool2d(driver: Driver) -> None:
     numbers = sizes(limbs=1, channels=1, height=2, width=2, stream=stream, out_h=1, out_w=1)
     numbers |= sizes(kernel_h=2, kernel_w=2, stride_h=2, stride_w=2, padding_h=0, padding_w=0)
     x = Sparse(4 * stream, {0: 1, 4 * stream - 1: BIG - 1, 3 * stream - 1: 5})
-    buffers = {"x": x, "moduli": [BIG], "at": Host([0, stream - 1])}
+    buffers: Buffers = {"x": x, "moduli": [BIG], "at": Host([0, stream - 1])}
     assert launch(driver, "sum_pool2d", numbers, buffers) == [1, 4]
 
 

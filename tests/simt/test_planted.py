@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from harness import Driver, SimtError, planted_names
 
-from tests.simt.cases import Numbers
+from tests.simt.cases import Buffers, Numbers
 
 # Which build sees the mistake, and what it says.
 CAUGHT_BY = {
@@ -37,7 +37,7 @@ def test_every_planted_mistake_is_expected_somewhere() -> None:
 def test_a_mistake_is_caught(driver: Driver, caught: list[str], name: str, schedule: int) -> None:
     """The mistake is an error whatever the order of threads; the same kernel without it is none."""
     numbers: Numbers = {"name": name, "size": 64, "edge_blocks": 1, "schedule": schedule}
-    buffers = {"x": list(range(64))}
+    buffers: Buffers = {"x": list(range(64))}
     assert driver.launch("planted", numbers | {"bug": 0}, buffers).size == 64
     expected = CAUGHT_BY[name].get(driver.variant)
     if expected is None:

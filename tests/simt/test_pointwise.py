@@ -9,7 +9,7 @@ import pytest
 from harness import Driver
 
 from tests.simt import oracle
-from tests.simt.cases import BIG, MODULI, Numbers, random_residues, same, sizes
+from tests.simt.cases import BIG, MODULI, Buffers, Numbers, random_residues, same, sizes
 from tests.simt.oracle import Pair, ints
 
 SHAPES = [(1, 1), (3, 1), (5, 3), (2, 4), (300, 2), (1, 33), (2, 1030), (3, 514)]
@@ -64,7 +64,7 @@ def test_additions(driver: Driver, channels: int, inner: int, offset: int) -> No
     numbers, moduli = flat(MODULI, channels, inner, offset), ints(MODULI)
     for rows in {1, channels}:
         constant = random_residues(rng, MODULI, (rows,))
-        buffers = {"x": x, "constant": constant, "moduli": moduli}
+        buffers: Buffers = {"x": x, "constant": constant, "moduli": moduli}
         got = driver.launch("add_const", numbers | sizes(channel_stride=int(rows > 1)), buffers)
         assert same(got, oracle.add_const(x, constant, MODULI))
     for has_x, has_y in ((False, False), (True, False), (False, True), (True, True)):
@@ -80,7 +80,7 @@ def test_align_add_at_its_largest(driver: Driver) -> None:
     """Both products are (b - 1)^2 with the largest b."""
     largest = ints([[[BIG - 1]]])
     factor = ints([BIG - 1])
-    buffers = {"x": largest, "other": largest, "x_factor": factor, "y_factor": factor, "moduli": [BIG]}
+    buffers: Buffers = {"x": largest, "other": largest, "x_factor": factor, "y_factor": factor, "moduli": [BIG]}
     assert driver.launch("align_add", flat([BIG], 1, 1), buffers).tolist() == [2 * (BIG - 1) ** 2 % BIG]
 
 

@@ -18,13 +18,13 @@ from functools import partial
 import numpy as np
 
 from mcfhe.errors import ParameterError
-from mcfhe.modular.audit.known import constant
-from mcfhe.modular.audit.lattice import lattice
+from mcfhe.modular.audit.known_pixels import constant
+from mcfhe.modular.audit.lattice_reduction import lattice
 from mcfhe.modular.audit.public_key import position, quotient
-from mcfhe.modular.audit.ratio import equality, ratio
-from mcfhe.modular.audit.reaction import reaction
+from mcfhe.modular.audit.ratios import equality, ratio
+from mcfhe.modular.audit.reactions import reaction
 from mcfhe.modular.audit.report import Finding, Report
-from mcfhe.modular.audit.small_value import small_value
+from mcfhe.modular.audit.small_values import small_value
 from mcfhe.modular.audit.statistical import statistics
 from mcfhe.modular.audit.values import Image
 from mcfhe.modular.audit.view import UNKNOWN, View

@@ -45,7 +45,8 @@ def statistics(view: View) -> Finding:
         detail = "one lane: no decoys"
     elif direct == 0:
         detail = "no lane differs from the others: V wraps too often for smoothness and repeats are alike in all lanes"
-    return Finding("statistics", detail, images, positions)
+    # In the patent profile a decoy can be smooth by chance; positions that open no image are no finding.
+    return Finding("statistics", detail, images, positions if images else ())
 
 
 def repeat_bits(rows: np.ndarray, b: int, shape: tuple[int, int, int]) -> float:
