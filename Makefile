@@ -3,6 +3,7 @@
 #   make demo      the whole scheme on real images, encrypted
 #   make test      the tests
 #   make bench     timings on this machine            make checks   all that CI runs
+#   make audit     attacks on the scheme, compared with the committed table
 #
 # TORCH picks the torch requirement (default: the CPU build, or the CUDA build where nvidia-smi works), TORCH_INDEX the
 # package index it comes from. Targets that judge something write build/reports/NAME.json.
@@ -27,7 +28,7 @@ CXX_FORMATTED := $(shell git ls-files --cached --others --exclude-standard 'csrc
 judged = mkdir -p $(REPORTS); start=$$(date +%s); if $(2); then ok=true; else ok=false; fi; \
 	printf '{"name": "%s", "ok": %s, "seconds": %s}\n' $(1) $$ok $$(($$(date +%s) - start)) > $(REPORTS)/$(1).json; $$ok
 
-.PHONY: demo test bench checks lint format-check format types ctest simt cuda-check setup clean
+.PHONY: demo test bench audit checks lint format-check format types ctest simt cuda-check setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.ready
@@ -64,6 +65,9 @@ test: setup
 bench: setup
 	mkdir -p $(REPORTS)
 	$(PY) -m pytest benchmarks --benchmark-enable --benchmark-disable-gc --benchmark-json=$(REPORTS)/pytest-benchmark.json --benchmark-columns=median,iqr,rounds
+
+audit: setup
+	$(PY) -m benchmarks.audit
 
 lint: setup
 	@$(call judged,lint,$(BIN)/ruff check .)

@@ -93,7 +93,7 @@ def train(
         data: folder of the user's to find the data set in.
         progress: show a progress bar on standard error if that is a terminal.
         augment: ``none``, ``shift`` (by up to one pixel each way) or ``shift-flip`` (also mirrored left to right).
-        weight_decay: decoupled, >= 0, on weights and normalisation gains; it also keeps the proved score bound low.
+        weight_decay: decoupled, >= 0, on weights and normalisation gains, not on biases and coefficients.
         validation: hold out this many training images, drawn by seed, and report their accuracy after every epoch.
         balance: weight each class by the inverse of its frequency in the training split.
         activation: see :func:`mcfhe.models.lenet`.

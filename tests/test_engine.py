@@ -106,11 +106,40 @@ def test_tiling_changes_nothing(tile_bytes: int) -> None:
     assert torch.equal(engine.run(engine.bind(PRIMES_30), x), whole.run(whole.bind(PRIMES_30), x))
 
 
-def test_tile_respects_its_budget() -> None:
-    engine = Engine(residual_program(), tile_bytes=50_000)
+def test_tiles_respect_their_budget_and_keep_threads_busy() -> None:
+    workers = torch.get_num_threads()
+    engine = Engine(residual_program(), tile_bytes=50_000 * workers)
     limbs, streams = engine.tile(8, 1000)
     assert 1 <= limbs * streams * engine.live_entries * 8 <= 50_000
-    assert Engine(residual_program(), tile_bytes=1 << 40).tile(8, 1000) == (8, 1000)
+    limbs, streams = Engine(residual_program(), tile_bytes=1 << 40).tile(8, 1000)
+    assert streams == 1000
+    assert -(-8 // limbs) >= min(8, workers)
+
+
+def test_threads_change_nothing_and_leave_torch_as_it_was() -> None:
+    values = RNG.integers(-1000, 1000, (70, 2, 6, 6))
+    x = encode(values, PRIMES_30)
+    engine = Engine(residual_program(), tile_bytes=20_000)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(engine.run(engine.bind(PRIMES_30), x))
+            assert torch.get_num_threads() == threads
+            with torch.inference_mode():
+                results.append(engine.run(engine.bind(PRIMES_30), x))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_a_failing_tile_raises_in_the_caller() -> None:
+    engine = Engine(residual_program(), tile_bytes=20_000)
+    x = encode(RNG.integers(0, 9, (40, 2, 6, 6)), PRIMES_30[:2]).contiguous()
+    x[1, 0, 0, 0, 39] = -1
+    with pytest.raises(RuntimeError, match="outside 0 <= r < b"):
+        engine.run(engine.bind(PRIMES_30[:2]), x)
 
 
 def test_live_entries_counts_neighbouring_layers_only() -> None:

@@ -104,7 +104,8 @@ def test_integer_dtypes_and_empty_batches(dtype: type) -> None:
     assert evaluate_integers(program, images) == [naive(program, image) for image in images.astype(object)]
     assert evaluate_integers(program, images[:0]) == []
     numpy_integers = np.array([np.int64(v) for v in images.flat] + [None], object)[:-1].reshape(images.shape)
-    assert evaluate_integers(program, numpy_integers * 1) == evaluate_integers(program, images)
+    assert evaluate_integers(program, numpy_integers) == evaluate_integers(program, images)
+    assert evaluate_integers(program, np.asfortranarray(numpy_integers)) == evaluate_integers(program, images)
     assert evaluate_integers(program, images.tolist()) == evaluate_integers(program, images)
 
 

@@ -10,7 +10,15 @@ import warnings
 import click
 
 from mcfhe import __version__
-from mcfhe.cli import client_commands, common, demo_command, info_command, program_commands, server_commands
+from mcfhe.cli import (
+    audit_command,
+    client_commands,
+    common,
+    demo_command,
+    info_command,
+    program_commands,
+    server_commands,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -30,6 +38,7 @@ for command in (
     client_commands.encrypt,
     server_commands.evaluate,
     client_commands.decrypt,
+    audit_command.audit,
     info_command.info,
 ):
     app.add_command(command)
@@ -46,8 +55,8 @@ def run(arguments: list[str]) -> int:
     # Deprecations inside torch say nothing to who runs a command; the Python interface leaves them alone.
     warnings.filterwarnings("ignore", module=r"(torch|copyreg)\b")
     try:
-        app.main(args=arguments, prog_name="mcfhe", standalone_mode=False)
-        return 0
+        # A command's context.exit(code) comes back as a number; one that simply ends returns None.
+        return int(app.main(args=arguments, prog_name="mcfhe", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as help_wanted:
         help_wanted.show()
         return 2

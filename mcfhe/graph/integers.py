@@ -50,7 +50,7 @@ def evaluate_integers(program: IntegerProgram, inputs: Any) -> list[list[int]]:
         raise ImageError(f"inputs: shape {values.shape}, the program takes [batch, {str(program.input_shape)[1:-1]}]")
     if values.dtype != object and not np.issubdtype(values.dtype, np.integer):
         raise ImageError(f"inputs: dtype {values.dtype}; exact integers are needed")
-    values = values.astype(object)
+    values = values.astype(object, order="C")
     try:
         values.reshape(-1)[:] = [index(v) for v in values.flat]  # numpy's own integers would overflow
     except TypeError:

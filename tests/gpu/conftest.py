@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mcfhe._extension import has_cuda_kernels
+from mcfhe._extension import has_cuda_kernels, load
 
 Draw = Callable[..., Tensor]
+
+load()  # registers torch.ops.mcfhe
 
 
 @pytest.fixture(autouse=True)

@@ -143,7 +143,7 @@ def test_linear_equals_cpu(draw: Draw, device: torch.device, name: str, stream: 
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("stream", [1, 4, 33, 400])
+@pytest.mark.parametrize("stream", [1, 4, 33, 130])
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding"), [((2, 2), (2, 2), (0, 0)), ((3, 2), (1, 2), (1, 1)), ((7, 9), (7, 9), (0, 0))]
 )
@@ -164,7 +164,7 @@ def test_sum_pool2d_equals_oracle(
     assert torch.equal(got.cpu(), expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5, 4, 3), (2, 3, 4), (120, 4), (4, 8, 8, 64), (33,)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5, 4, 3), (2, 3, 4), (120, 4), (4, 8, 8, 16), (33,)])
 def test_pointwise_equals_oracle(draw: Draw, device: torch.device, shape: tuple[int, ...]) -> None:
     channels = shape[0] if len(shape) > 1 else 1
     x, y = draw(MODULI, *shape), draw(MODULI, *shape)

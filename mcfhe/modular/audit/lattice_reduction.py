@@ -40,7 +40,9 @@ def lattice(view: View) -> Finding:
     primes = [p for p, b in enumerate(view.moduli) if is_prime(b)]
     shape = dimensions(rank, math.log2(bound), [math.log2(view.moduli[p]) for p in primes], view.size)
     if shape is None:
-        return Finding("lattice", f"needs more than {MOST_DIMENSIONS} dimensions or prime limbs", outcome="inapplicable")
+        return Finding(
+            "lattice", f"needs more than {MOST_DIMENSIONS} dimensions or prime limbs", outcome="inapplicable"
+        )
     limbs, size = primes[: shape[0]], shape[1]
     detail = f"LLL in dimension {size} over {len(limbs)} limbs, M**k not searched"
     if view.per_image:
@@ -76,7 +78,7 @@ def dimensions(rank: int, value_bits: float, limb_bits: list[float], most: int) 
         held += bits
         for size in range(rank + 1, min(most, MOST_DIMENSIONS) + 1):
             if held * (size - rank) / size > value_bits + 2 + _LLL_BITS * size + _MARGIN_BITS:
-                cost = float(size) ** 4 * held
+                cost = float(size) ** 12 * held  # measured: dimension counts far more than length
                 if best is None or cost < best[0]:
                     best = cost, count, size
                 break
@@ -134,7 +136,11 @@ def _scaled(view: View, image: int, pixels: np.ndarray, short: np.ndarray) -> Im
     limbs = view.limbs_beyond(2 * view.plain_bound) or []
     moduli = [view.moduli[p] for p in limbs]
     lanes = [view.ciphertext[p, image, 0] for p in limbs]
-    usable = [i for i, pixel in enumerate(pixels) if all(math.gcd(int(x[pixel]), b) == 1 for x, b in zip(lanes, moduli, strict=True))]
+    usable = [
+        i
+        for i, pixel in enumerate(pixels)
+        if all(math.gcd(int(x[pixel]), b) == 1 for x, b in zip(lanes, moduli, strict=True))
+    ]
     if not limbs or not usable:
         return None
     at = usable[0]

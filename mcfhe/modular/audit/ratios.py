@@ -132,7 +132,9 @@ def equality(view: View) -> Finding:
     zeros = sum(int((row == 0).all(axis=0).sum()) for row in rows)
     visible = sum(count < view.size for count in classes)
     structure = f"equal pixels of {visible}/{view.batch} images" if visible else ""
-    return Finding("equality", f"{sum(classes)} classes in {view.size * view.batch} pixels, {zeros} zeros", {}, (), structure)
+    return Finding(
+        "equality", f"{sum(classes)} classes in {view.size * view.batch} pixels, {zeros} zeros", {}, (), structure
+    )
 
 
 def classes(view: View, image: int) -> np.ndarray:

@@ -46,7 +46,8 @@ class Finding:
             exact = "" if all(image.unique for image in self.images.values()) else " as far as the table tells"
             parts.append(f"pixels of {len(self.images)}/{view.batch} images{exact}")
         if self.positions_found:
-            parts.append(f"positions of {self.positions_found}/{len(view.moduli)} limbs")
+            every = self.positions_found == len(view.moduli)
+            parts.append("all positions" if every else f"positions of {self.positions_found}/{len(view.moduli)} limbs")
         if self.structure:
             parts.append(self.structure)
         return "; ".join(parts) or "nothing"
