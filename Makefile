@@ -57,7 +57,7 @@ $(VENV)/.ready: $(VENV)/.python setup.py pyproject.toml $(CSRC)
 	@touch $@
 
 demo: setup
-	$(BIN)/mcfhe demo
+	$(BIN)/mcfhe demo --report $(REPORTS)/demo.json
 
 test: setup
 	MCFHE_REPORT=$(REPORTS)/test.json $(PY) -m pytest

@@ -27,8 +27,8 @@ ConvModel tile_model(ThreadTile thread, int64_t value_bytes) {
   const double multiply = thread.out * thread.positions * 32.0 / 64.0;
   const double shared = static_cast<double>(thread.positions * value_bytes) / 4.0 +
                         static_cast<double>(thread.out * value_bytes) / 16.0 + 1.0;
-  return {thread.out, int64_t{kWarpSize} * thread.positions, 1, value_bytes, value_bytes, 1, 0,
-          kConvWarps * std::max(multiply, shared)};
+  return {thread.out, int64_t{kWarpSize} * thread.positions,  1, value_bytes, value_bytes, 1,
+          0,          kConvWarps * std::max(multiply, shared)};
 }
 
 template <typename Path, int kOut, int kPos>
@@ -52,8 +52,7 @@ cudaError_t launch_path(const ConvParams& p, ConvTile wish, WeightRange range, c
   ConvTile chosen = ConvTile::kDirect;
   const auto consider = [&](ConvTile tile, ThreadTile thread) {
     if (wish != ConvTile::kAuto && wish != tile) return;
-    const ConvPlan other =
-        plan_conv2d(p, tile_model(thread, sizeof(typename Path::Value)), aligned, device.processors);
+    const ConvPlan other = plan_conv2d(p, tile_model(thread, sizeof(typename Path::Value)), aligned, device.processors);
     if (other.blocks == 0 || (plan.blocks != 0 && plan.cycles <= other.cycles)) return;
     plan = other;
     chosen = tile;

@@ -52,7 +52,8 @@ __device__ __forceinline__ TilePosition tile_position(const ConvPlan& t, int pos
 __device__ __forceinline__ int patch_entry(const ConvParams& p, const ConvPlan& t, int position) {
   const TilePosition at = tile_position(t, position);
   if (at.row >= t.rows) return 0;
-  return at.row * static_cast<int>(p.stride_h) * t.patch_width + at.col * static_cast<int>(p.stride_w) * t.stream + at.s;
+  return at.row * static_cast<int>(p.stride_h) * t.patch_width + at.col * static_cast<int>(p.stride_w) * t.stream +
+         at.s;
 }
 
 // Index of a position in one output plane [OH, OW, S]; -1 outside it.

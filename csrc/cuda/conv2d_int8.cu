@@ -24,8 +24,14 @@ ConvModel int8_model(int64_t digits, int64_t row_tiles) {
   const double tiles = static_cast<double>(row_tiles) * kWarpColumnTiles;
   const double multiply = tiles * static_cast<double>(kPlanes * digits) * kTileOut * kTilePositions * 32 / 2048.0;
   const double shared = 2.0 * kPlanes * kWarpColumnTiles + 4.0 * static_cast<double>(row_tiles * digits) + 2.0;
-  return {row_tiles * kTileOut, kWarpColumnTiles* kTilePositions, kUnitChannels, kPlanes * int64_t{sizeof(uint32_t)},
-          digits * int64_t{sizeof(uint32_t)}, kStepUnits, 2, kConvWarps * std::max(multiply, shared) / kStepUnits};
+  return {row_tiles * kTileOut,
+          kWarpColumnTiles * kTilePositions,
+          kUnitChannels,
+          kPlanes * int64_t{sizeof(uint32_t)},
+          digits * int64_t{sizeof(uint32_t)},
+          kStepUnits,
+          2,
+          kConvWarps * std::max(multiply, shared) / kStepUnits};
 }
 
 template <int kDigits, int kRowTiles>
@@ -34,8 +40,8 @@ cudaError_t launch_tile(const ConvParams& p, const ConvPlan& plan, const ConvTen
   const LaunchShape shape{dim3(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(p.limbs)), dim3(kConvThreads),
                           plan.shared_bytes};
   const PolyTable poly{tensors.poly, p.poly_degree, p.poly_channel_stride};
-  return launch(MCFHE_KERNEL(conv2d_int8_kernel<kDigits, kRowTiles>), shape, stream, p, plan, tensors.x,
-                tensors.weight, tensors.bias, poly, tensors.moduli, tensors.y);
+  return launch(MCFHE_KERNEL(conv2d_int8_kernel<kDigits, kRowTiles>), shape, stream, p, plan, tensors.x, tensors.weight,
+                tensors.bias, poly, tensors.moduli, tensors.y);
 }
 
 // One or two tiles of 16 channels a warp: whichever the estimate says. Three digits leave no registers for two.

@@ -78,8 +78,8 @@ __device__ __forceinline__ void stage_unit_places(const ConvParams& p, const Con
 // output, channel and unit.
 template <int kDigits>
 __device__ __forceinline__ void stage_digits(const ConvParams& p, const BlockTile& tile, int out_tiles,
-                                             const int64_t* __restrict__ weight, int64_t channel0, int units,
-                                             int count, uint32_t* staged) {
+                                             const int64_t* __restrict__ weight, int64_t channel0, int units, int count,
+                                             uint32_t* staged) {
   const int64_t window = p.kernel_h * p.kernel_w;
   const int64_t channels = p.in_channels / p.groups;
   const int64_t outs = p.out_channels / p.groups;
@@ -163,8 +163,7 @@ __global__ void __launch_bounds__(kConvThreads, 2)
           struct alignas(16) Words {
             uint32_t v[kWordsPerFragment];
           };
-          const Words words =
-              reinterpret_cast<const Words*>(fragment + (i * kDigits + d) * kFragment)[lane];
+          const Words words = reinterpret_cast<const Words*>(fragment + (i * kDigits + d) * kFragment)[lane];
 #pragma unroll
           for (int w = 0; w < kWordsPerFragment; ++w) a[i][d][w] = words.v[w];
         }

@@ -33,14 +33,14 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t launch_count_out_of_range(const PointwiseParams& p, const int64_t* x, const int64_t* moduli,
-                                      int64_t* count, cudaStream_t stream) {
+cudaError_t launch_count_out_of_range(const PointwiseParams& p, const int64_t* x, const int64_t* moduli, int64_t* count,
+                                      cudaStream_t stream) {
   const cudaError_t error = cudaMemsetAsync(count, 0, sizeof(int64_t), stream);
   const int64_t per_limb = p.channels * p.inner;
   if (error != cudaSuccess || p.limbs * per_limb == 0) return error;
   const int64_t blocks = std::min(ceil_div<int64_t>(per_limb, kThreads), kMaxBlocks);
-  const LaunchShape shape{
-      dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(std::min(p.limbs, kMaxGridYZ))), dim3(kThreads)};
+  const LaunchShape shape{dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(std::min(p.limbs, kMaxGridYZ))),
+                          dim3(kThreads)};
   return launch(MCFHE_KERNEL(count_out_of_range_kernel), shape, stream, p.limbs, per_limb, x, moduli,
                 reinterpret_cast<unsigned long long*>(count));
 }

@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kOut = kWarps;            // outputs a block: one a warp in the last step
-constexpr int kUnroll = 4;              // steps whose loads are in flight together
+constexpr int kOut = kWarps;             // outputs a block: one a warp in the last step
+constexpr int kUnroll = 4;               // steps whose loads are in flight together
 constexpr int64_t kMaxSplitStream = 16;  // above, a warp would leave nothing to split
 
 // A warp's lanes are `stream_lanes` stream entries by 32 / stream_lanes features, so that a warp reads one contiguous
@@ -120,8 +120,8 @@ cudaError_t launch_linear(const ConvParams& p, WeightRange range, ConvOptions op
   if (p.limbs * p.out_channels * p.stream == 0) return cudaSuccess;
   const bool free_tile = options.tile == ConvTile::kAuto;
   const bool int64_only = options.arithmetic == Arithmetic::kInt64;
-  const bool free_arithmetic = options.arithmetic == Arithmetic::kAuto || int64_only ||
-                               options.arithmetic == Arithmetic::kInt64MidSum;
+  const bool free_arithmetic =
+      options.arithmetic == Arithmetic::kAuto || int64_only || options.arithmetic == Arithmetic::kInt64MidSum;
   if (p.stream > kMaxSplitStream || !free_tile || !free_arithmetic) {
     return launch_conv2d(p, range, options, x, weight, bias, poly, moduli, y, stream);
   }

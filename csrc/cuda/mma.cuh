@@ -46,7 +46,7 @@ __device__ __forceinline__ void mma_s8_u8(int32_t (&sum)[4], const uint32_t (&a)
 
 // Rows of four words -> columns: out[i] holds byte i of each word, that of word j in byte j.
 __device__ __forceinline__ void transpose_bytes(const uint32_t (&word)[4], uint32_t (&out)[4]) {
-  const uint32_t low01 = __byte_perm(word[0], word[1], 0x5140);   // bytes 0 of 0, 1; bytes 1 of 0, 1
+  const uint32_t low01 = __byte_perm(word[0], word[1], 0x5140);  // bytes 0 of 0, 1; bytes 1 of 0, 1
   const uint32_t low23 = __byte_perm(word[2], word[3], 0x5140);
   const uint32_t high01 = __byte_perm(word[0], word[1], 0x7362);  // bytes 2 of 0, 1; bytes 3 of 0, 1
   const uint32_t high23 = __byte_perm(word[2], word[3], 0x7362);

@@ -17,12 +17,11 @@ struct PoolDivs {
   WideDiv stream, out_w, out_h;
 };
 
-__global__ void __launch_bounds__(kThreads)
-    sum_pool2d_kernel(const PoolParams p, const PoolDivs by,
-                      const int64_t* __restrict__ x,       // [L, C, H, W, S]
-                      const int64_t* __restrict__ factor,  // [L] or null
-                      const int64_t* __restrict__ moduli,  // [L]
-                      int64_t* __restrict__ y) {           // [L, C, OH, OW, S]
+__global__ void __launch_bounds__(kThreads) sum_pool2d_kernel(const PoolParams p, const PoolDivs by,
+                                                              const int64_t* __restrict__ x,       // [L, C, H, W, S]
+                                                              const int64_t* __restrict__ factor,  // [L] or null
+                                                              const int64_t* __restrict__ moduli,  // [L]
+                                                              int64_t* __restrict__ y) {           // [L, C, OH, OW, S]
   __shared__ Limb limb_slot;
   const int64_t limb_index = blockIdx.y;
   if (threadIdx.x == 0) limb_slot = make_limb(__ldg(moduli + limb_index));

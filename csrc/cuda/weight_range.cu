@@ -20,10 +20,10 @@ struct ClampedPlus {
   }
 };
 
-__global__ void __launch_bounds__(kThreads)
-    weight_range_kernel(const int64_t rows, const int64_t columns,
-                        const int64_t* __restrict__ weight,  // [rows, columns]
-                        unsigned long long* range) {         // [2]
+__global__ void __launch_bounds__(kThreads) weight_range_kernel(const int64_t rows, const int64_t columns,
+                                                                const int64_t* __restrict__ weight,  // [rows, columns]
+                                                                unsigned long long* range) {         // [2]
+  // Two, in turn: a barrier lies between the last read of one and its next use.
   __shared__ unsigned long long scratch[2][kThreads / kWarpSize];
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     unsigned long long largest = 0;
@@ -42,7 +42,6 @@ __global__ void __launch_bounds__(kThreads)
       atomicMax(range, largest);
       atomicMax(range + 1, sum);
     }
-    __syncthreads();
   }
 }
 

@@ -87,8 +87,9 @@ def audit(
 
 
 def known_pixels(items: tuple[str, ...], shape: tuple[int, int, int, int]) -> np.ndarray:
-    """``--known`` options as an array ``[batch, C, H, W]``, -1 where nothing is said. ParameterError names the option."""
+    """``--known`` as an array ``[batch, C, H, W]``, -1 where nothing is said. ParameterError names the option."""
     known = np.full(shape, -1)
+    value: int | None
     for item in items:
         if border := _BORDER.fullmatch(item):
             value = int(border.group(1))

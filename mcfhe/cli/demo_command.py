@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,7 @@ STEPS = (
     help="Where the picture goes (PNG).",
 )
 @click.option("--no-picture", is_flag=True, help="Draw no picture.")
+@click.option("--report", type=click.Path(path_type=Path), help="Also write the JSON object to this file.")
 @quiet_option
 @json_option
 def demo(
@@ -58,6 +60,7 @@ def demo(
     device: str,
     picture: Path,
     no_picture: bool,
+    report: Path | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -68,6 +71,7 @@ def demo(
     limbs, lanes, order, modulus_bits, bytes_up, bytes_down, seconds {step}, latency_ms {step, total}, published_ms,
     profile, picture.
     """
+    from mcfhe.container import write_file
     from mcfhe.demo import Demo
 
     security_line(quiet)
@@ -90,8 +94,12 @@ def demo(
             shown,
             limbs,
         )
+    body = result.to_json() | {"picture": None if no_picture else str(picture)}
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        write_file(report, (json.dumps(body, indent=1) + "\n").encode())
     if as_json:
-        print_json(result.to_json() | {"picture": None if no_picture else str(picture)})
+        print_json(body)
     else:
         _print(result)
         if not no_picture:

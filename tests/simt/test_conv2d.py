@@ -34,6 +34,10 @@ CASES = {
     ),
     "even_kernel": Conv(in_channels=2, out_channels=2, size=(3, 5), kernel=(2, 4), padding=(1, 2), stream=1),
     "kernel_over_padding": Conv(size=(2, 2), kernel=(5, 6), padding=(2, 3), stream=3),
+    "huge_steps": Conv(
+        in_channels=2, size=(3, 3), kernel=(1, 1), stride=(BIG, BIG), dilation=(BIG, BIG), stream=3, max_weight=9
+    ),
+    "mostly_padding": Conv(size=(2, 3), padding=(20, 30), stride=(2, 1), stream=1, bias=True, moduli=(BIG,)),
     "misaligned": Conv(in_channels=2, out_channels=2, numbers=sizes(x_offset=1, y_offset=1)),
     "largest_weights": Conv(
         in_channels=3, out_channels=5, kernel=(2, 2), max_weight=BIG, moduli=(BIG, 2**31 - 3, 2), bias=True

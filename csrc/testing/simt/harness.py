@@ -71,7 +71,7 @@ def global_functions() -> list[str]:
 def planted_names() -> list[str]:
     """Names of the planted mistakes, as the sources register them."""
     sources = sorted((HERE / "planted").glob("*.cu"))
-    return sorted({name for path in sources for name in re.findall(r'Register\(\{"(\w+)"', path.read_text())})
+    return sorted({name for path in sources for name in re.findall(r"^PLANTED\((\w+)", path.read_text(), re.MULTILINE)})
 
 
 def _hash(parts: Sequence[str | bytes]) -> str:

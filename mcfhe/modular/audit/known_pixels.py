@@ -1,4 +1,4 @@
-"""Attack ``constant``: a few known pixels, as padding, background or a caption's corner are, give the lane positions."""
+"""Attack ``constant``: a few known pixels, such as padding or background, give the lane positions."""
 
 from __future__ import annotations
 

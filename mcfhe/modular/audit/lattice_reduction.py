@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from mcfhe.modular.audit.report import Finding
-from mcfhe.modular.audit.values import Image, complete, decode, image_of, positions_from_plain
+from mcfhe.modular.audit.values import Image, complete, decode, image_of, multipliers, positions_from_plain
 from mcfhe.modular.audit.view import View
 from mcfhe.modular.crt import crt
 from mcfhe.modular.params import is_prime
 
 MOST_DIMENSIONS = 200
+# V is the shortest vector only if its coordinates share no factor: wrong once in about 2**K.
+_LEAST_DIMENSIONS = 32
 # LLL comes within about 1.02**dimension of the shortest vector on average (N. Gama, P. Q. Nguyen, EUROCRYPT 2008).
 _LLL_BITS = 0.03
 _MARGIN_BITS = 3.0
@@ -41,7 +43,9 @@ def lattice(view: View) -> Finding:
     shape = dimensions(rank, math.log2(bound), [math.log2(view.moduli[p]) for p in primes], view.size)
     if shape is None:
         return Finding(
-            "lattice", f"needs more than {MOST_DIMENSIONS} dimensions or prime limbs", outcome="inapplicable"
+            "lattice",
+            f"needs more than {MOST_DIMENSIONS} dimensions, more pixels or more prime limbs",
+            outcome="inapplicable",
         )
     limbs, size = primes[: shape[0]], shape[1]
     detail = f"LLL in dimension {size} over {len(limbs)} limbs, M**k not searched"
@@ -76,7 +80,7 @@ def dimensions(rank: int, value_bits: float, limb_bits: list[float], most: int) 
     held = 0.0
     for count, bits in enumerate(limb_bits, 1):
         held += bits
-        for size in range(rank + 1, min(most, MOST_DIMENSIONS) + 1):
+        for size in range(max(rank + 1, min(most, _LEAST_DIMENSIONS)), min(most, MOST_DIMENSIONS) + 1):
             if held * (size - rank) / size > value_bits + 2 + _LLL_BITS * size + _MARGIN_BITS:
                 cost = float(size) ** 12 * held  # measured: dimension counts far more than length
                 if best is None or cost < best[0]:
@@ -145,14 +149,12 @@ def _scaled(view: View, image: int, pixels: np.ndarray, short: np.ndarray) -> Im
         return None
     at = usable[0]
     units = [x * pow(int(x[pixels[at]]), -1, b) % b for x, b in zip(lanes, moduli, strict=True)]
-    most = view.plain_bound // max(1, int(abs(short).max()))
     found: list[Image] = []
-    for s in range(-most, most + 1):
-        if s:
-            rows = [unit * (s * int(short[at]) % b) % b for unit, b in zip(units, moduli, strict=True)]
-            candidate = image_of(view, crt(np.stack(rows), moduli))
-            if candidate is not None:
-                found.append(candidate)
+    for s in multipliers(view, int(short[at]), int(view.channel[pixels[at]])) if short[at] else ():
+        rows = [unit * (s * int(short[at]) % b) % b for unit, b in zip(units, moduli, strict=True)]
+        candidate = image_of(view, crt(np.stack(rows), moduli))
+        if candidate is not None:
+            found.append(candidate)
     return found[0] if len(found) == 1 else None
 
 

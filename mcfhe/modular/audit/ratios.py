@@ -15,11 +15,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from mcfhe.modular.audit.report import Finding
-from mcfhe.modular.audit.values import Image, complete, decode, image_of, in_table, plain_of, positions_from_plain
+from mcfhe.modular.audit.values import (
+    Image,
+    complete,
+    decode,
+    image_of,
+    in_table,
+    multipliers,
+    plain_of,
+    positions_from_plain,
+)
 from mcfhe.modular.audit.view import View
 from mcfhe.modular.crt import crt
 
 _MOST_TUPLES = 1 << 12
+# Lanes that equality compares: different pixels agree in all of them with probability b_p**-128.
+_MOST_ROWS = 128
 
 
 def rational(residue: int, modulus: int, bound: int) -> tuple[int, int] | None:
@@ -106,15 +117,13 @@ def _primitive(view: View, image: int, limbs: Sequence[int], lanes: Sequence[int
 
 def _scales(view: View, primitive: np.ndarray) -> list[np.ndarray]:
     """Plain values of all multiples s * primitive that the table, and in the hardened profile the noise, allow."""
-    largest = int(abs(primitive).max())
-    bound = view.plain_bound if view.per_image else view.value_bound
-    found = []
-    for s in itertools.chain(range(1, bound // largest + 1), range(-1, -(bound // largest) - 1, -1)):
-        if view.per_image:
-            if in_table(view, primitive * s, view.channel):
-                found.append((primitive * s).astype(np.int64))
-        else:
+    at = int(abs(primitive).argmax())
+    found: list[np.ndarray] = []
+    for s in multipliers(view, int(primitive[at]), int(view.channel[at])):
+        if not view.per_image:
             found += plain_of(view, primitive * s, view.channel)
+        elif in_table(view, primitive * s, view.channel):
+            found.append((primitive * s).astype(np.int64))
         if len(found) > 1:
             break
     return found
@@ -123,21 +132,19 @@ def _scales(view: View, primitive: np.ndarray) -> list[np.ndarray]:
 def equality(view: View) -> Finding:
     """Which pixels are equal, and which are zero, by sight: equal PT of an image give equal residues in every lane.
 
-    Compares pixels in all lanes of all limbs together, so that no chance remains. In the hardened profile decoys are
-    drawn anew for every pixel and hide this; what remains in its true lanes is found by ``statistics``.
+    Compares pixels in many lanes together, so that no chance remains. In the hardened profile decoys are drawn anew
+    for every pixel and hide this; what remains in its true lanes is found by ``statistics``.
     Cost: one pass over the ciphertext.
     """
-    rows = view.ciphertext.transpose(1, 0, 2, 3).reshape(view.batch, -1, view.size)
-    classes = [len(np.unique(row[:64], axis=1).T) for row in rows]
-    zeros = sum(int((row == 0).all(axis=0).sum()) for row in rows)
-    visible = sum(count < view.size for count in classes)
+    counts = [int(classes(view, index).max()) + 1 for index in range(view.batch)]
+    zeros = int((view.ciphertext == 0).all(axis=(0, 2)).sum())
+    visible = sum(count < view.size for count in counts)
     structure = f"equal pixels of {visible}/{view.batch} images" if visible else ""
-    return Finding(
-        "equality", f"{sum(classes)} classes in {view.size * view.batch} pixels, {zeros} zeros", {}, (), structure
-    )
+    detail = f"{sum(counts)} classes in {view.size * view.batch} pixels, {zeros} zeros"
+    return Finding("equality", detail, structure=structure)
 
 
 def classes(view: View, image: int) -> np.ndarray:
-    """int64 [C * H * W]: the same number for pixels of an image that are equal in every lane."""
-    rows = view.ciphertext[:, image].reshape(-1, view.size)
+    """int64 [C * H * W]: numbers 0, 1, ..; the same one for pixels of an image that are equal in every lane."""
+    rows = view.ciphertext[:, image].reshape(-1, view.size)[:_MOST_ROWS]
     return np.unique(rows, axis=1, return_inverse=True)[1].reshape(-1)

@@ -35,13 +35,13 @@ def reaction(view: View, response: Response, accepts: Callable[[Response], bool]
     everything = range(view.lanes)
     count = len(view.moduli)
     spare = 0
-    while spare < count and not notices({p: everything for p in range(spare + 1)}):
+    while spare < count and not notices(dict.fromkeys(range(spare + 1), everything)):
         spare += 1
     if spare == count:
         return Finding("reaction", f"the client accepted every one of {asked} damaged responses")
     positions: list[int | None] = []
     for limb in range(count):
-        base = {p: everything for p in [p for p in range(count) if p != limb][:spare]}
+        base = dict.fromkeys([p for p in range(count) if p != limb][:spare], everything)
         low, high = 0, view.lanes
         while high - low > 1:
             middle = (low + high) // 2

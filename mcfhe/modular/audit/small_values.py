@@ -67,7 +67,7 @@ def search(residues: list[np.ndarray], moduli: list[int], low: int, width: int) 
     fractions = []
     for rows, b in zip(residues, moduli, strict=True):
         inverse = pow(product // b, -1, b)
-        fractions.append((rows - low) % b * inverse % b / b)  # below 2**62 before the last reduction
+        fractions.append((rows - low % b) % b * inverse % b / b)  # below 2**62 before the last reduction
     limit = width / product + _TOLERANCE
     found = []
     tail = max(0, len(moduli) - 1)

@@ -32,16 +32,16 @@ class Image:
 
 
 def image_of(view: View, plain: np.ndarray) -> Image | None:
-    """Pixels of plain values ``[C * H * W]``; None if one is not in the table of its channel."""
-    plain = np.asarray(plain, np.int64)
+    """Pixels of plain values, int64 or object ``[C * H * W]``; None if one is not in the table of its channel."""
+    if not in_table(view, plain, view.channel):
+        return None
+    plain = plain.astype(np.int64)
     pixels = np.empty(view.size, np.uint8)
     unique = True
     for channel, row in enumerate(view.table):
         mask = view.channel == channel
         entries, first, counts = np.unique(np.array(row, np.int64), return_index=True, return_counts=True)
-        at = np.minimum(np.searchsorted(entries, plain[mask]), len(entries) - 1)
-        if (entries[at] != plain[mask]).any():
-            return None
+        at = np.searchsorted(entries, plain[mask])
         pixels[mask] = first[at]
         unique &= bool((counts[at] == 1).all())
     return Image(plain.reshape(view.shape), pixels.reshape(view.shape), unique)
@@ -97,11 +97,29 @@ def decode(view: View, positions: Sequence[int | None]) -> dict[int, Image]:
     return found
 
 
-def integers(
-    view: View, limbs: Sequence[int], positions: Sequence[int | None], image: int, count: int | None = None
-) -> np.ndarray:
-    """V of the first ``count`` pixels of an image from some limbs: object ``[n]``, unique if the limbs hold V."""
-    rows = np.stack([view.ciphertext[p, image, positions[p], :count] for p in limbs])
+def multipliers(view: View, value: int, channel: int, most: int = 1 << 12) -> list[int]:
+    """All s such that s * value may be PT (patent) or V (hardened) of a pixel of ``channel``; [] if more than ``most``.
+
+    value: not 0.
+    """
+    found: set[int] = set()
+    for entry in view.table[channel]:
+        lowest = entry if view.per_image else view.amplification * entry
+        span = 1 if view.per_image else view.noise_span
+        # The multiples of |value| in lowest <= x < lowest + span.
+        first, last = -(-lowest // abs(value)), (lowest + span - 1) // abs(value)
+        if last - first >= most:
+            return []
+        found.update(range(first, last + 1))
+    found.discard(0)
+    if len(found) > most:
+        return []
+    return sorted(s if value > 0 else -s for s in found)
+
+
+def integers(view: View, limbs: Sequence[int], positions: Sequence[int | None], image: int) -> np.ndarray:
+    """V of all pixels of an image from some limbs: object ``[C * H * W]``, unique if the limbs hold V."""
+    rows = np.stack([view.ciphertext[p, image, positions[p]] for p in limbs])
     return crt(rows, [view.moduli[p] for p in limbs])
 
 
@@ -114,17 +132,20 @@ def complete(view: View, positions: Sequence[int | None]) -> list[int | None]:
     limbs = _enough(view, positions)
     if limbs is None:
         return found
-    count = min(view.size, _SAMPLE)
-    per_image = [integers(view, limbs, positions, i, count) for i in range(min(view.batch, 8))]
+    samples = []
+    for index in range(min(view.batch, 8)):
+        values = integers(view, limbs, positions, index)
+        # One pixel for each value: a background of zeros would fit every lane of the patent profile.
+        where = np.unique(values, return_index=True)[1][:_SAMPLE]
+        samples.append((where, values[where]))
     for limb, known in enumerate(positions):
         if known is None:
-            residues = [(v % view.moduli[limb]).astype(np.int64) for v in per_image]
-            lanes = [
-                m
-                for m in range(view.lanes)
-                if all((view.ciphertext[limb, i, m, :count] == r).all() for i, r in enumerate(residues))
-            ]
-            found[limb] = lanes[0] if len(lanes) == 1 else None
+            fits = np.ones(view.lanes, bool)
+            for index, (where, values) in enumerate(samples):
+                residues = (values % view.moduli[limb]).astype(np.int64)
+                fits &= (view.ciphertext[limb, index][:, where] == residues).all(axis=1)
+            lanes = np.flatnonzero(fits)
+            found[limb] = int(lanes[0]) if len(lanes) == 1 else None
     return found
 
 

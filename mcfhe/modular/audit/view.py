@@ -61,14 +61,17 @@ class View:
                     f"request: images of shape {list(request.ciphertext.shape[1:4])}, {list(spec.input_shape)} expected"
                 )
             request.check_ranges()
+        if max(abs(value) for row in spec.table for value in row) >= 1 << 40:
+            raise ParameterError("client spec: the table holds a value of 40 bits or more; no program makes one")
         limbs, lanes, size = len(first.evaluation_key.moduli), first.lanes, math.prod(spec.input_shape)
+        batch = sum(r.batch for r in requests)
+        wanted = batch if images is None else images
         parts = [r.ciphertext.numpy().reshape(limbs, size, -1, lanes).transpose(0, 2, 3, 1) for r in requests]
-        ciphertext = np.ascontiguousarray(np.concatenate(parts, axis=1)[:, :images])
+        ciphertext = np.concatenate([part[:, :wanted] for part in parts], axis=1)[:, :wanted]
         public_key = None
         if first.public_key is not None:
             keys = [r.public_key.numpy().reshape(limbs, -1, lanes) for r in requests if r.public_key is not None]
-            public_key = np.concatenate(keys, axis=1)[:, :images]
-        batch = sum(r.batch for r in requests)
+            public_key = np.concatenate(keys, axis=1)[:, :wanted]
         if known is None:
             known = np.full((batch, size), UNKNOWN)
         elif known.shape != (batch, *spec.input_shape) or known.min() < UNKNOWN or known.max() > 255:
@@ -82,19 +85,19 @@ class View:
             noise_span=max(1, spec.profile(first.profile).max_noise),
             table=spec.table,
             shape=spec.input_shape,
-            ciphertext=ciphertext,
+            ciphertext=np.ascontiguousarray(ciphertext),
             public_key=public_key,
-            known=known.reshape(batch, size)[:images].astype(np.int16),
+            known=known.reshape(batch, size)[:wanted].astype(np.int16),
         )
 
     @property
     def batch(self) -> int:
-        return self.ciphertext.shape[1]
+        return int(self.ciphertext.shape[1])
 
     @property
     def size(self) -> int:
         """Pixels of an image, all channels: C * H * W."""
-        return self.ciphertext.shape[3]
+        return int(self.ciphertext.shape[3])
 
     @property
     def per_image(self) -> bool:
@@ -109,7 +112,7 @@ class View:
     @cached_property
     def plain_bound(self) -> int:
         """Largest |PT| in the table, at least 1."""
-        return max(1, *(abs(value) for row in self.table for value in row))
+        return max([1, *(abs(value) for row in self.table for value in row)])
 
     @cached_property
     def value_range(self) -> tuple[int, int]:
@@ -123,7 +126,7 @@ class View:
     @cached_property
     def value_bound(self) -> int:
         """Largest |V|, at least 1."""
-        return max(1, *(abs(v) for v in self.value_range))
+        return max([1, *(abs(v) for v in self.value_range)])
 
     def limbs_beyond(self, product: int) -> list[int] | None:
         """The fewest limbs, widest first, whose moduli multiply to more than ``product``; None if all do not."""

@@ -1,16 +1,10 @@
 // Planted mistakes with barriers. Each kernel is right when bug is false.
 #include <cuda_runtime.h>
 
-#include "cuda/launch.cuh"
 #include "planted.h"
 
 namespace planted {
 namespace {
-
-using mcfhe::cuda::launch;
-using mcfhe::cuda::LaunchShape;
-
-constexpr int kThreads = 64;
 
 // Reads what the neighbour wrote.
 __global__ void missing_barrier_kernel(bool bug, const int64_t* x, int64_t* y) {
@@ -95,44 +89,14 @@ __global__ void uninitialised_shared_kernel(bool bug, const int64_t* x, int64_t*
   y[i] = sum[i];
 }
 
-template <typename Kernel>
-cudaError_t run(const char* name, Kernel kernel, bool bug, const int64_t* x, int64_t* y, unsigned blocks = 1) {
-  return launch(name, kernel, LaunchShape{dim3(blocks), dim3(kThreads), kThreads * sizeof(int64_t)}, nullptr, bug, x,
-                y);
-}
-
-const Register kBugs[] = {
-    Register({"missing_barrier",
-              [](bool bug, const int64_t* x, int64_t* y) { return run(MCFHE_KERNEL(missing_barrier_kernel), bug, x, y); }}),
-    Register({"missing_second_barrier",
-              [](bool bug, const int64_t* x, int64_t* y) {
-                return run(MCFHE_KERNEL(missing_second_barrier_kernel), bug, x, y);
-              }}),
-    Register({"missing_warp_barrier",
-              [](bool bug, const int64_t* x, int64_t* y) {
-                return run(MCFHE_KERNEL(missing_warp_barrier_kernel), bug, x, y);
-              }}),
-    Register({"divergent_barrier",
-              [](bool bug, const int64_t* x, int64_t* y) {
-                return run(MCFHE_KERNEL(divergent_barrier_kernel), bug, x, y);
-              }}),
-    Register({"mismatched_barriers",
-              [](bool bug, const int64_t* x, int64_t* y) {
-                return run(MCFHE_KERNEL(mismatched_barriers_kernel), bug, x, y);
-              }}),
-    Register({"divergent_shuffle",
-              [](bool bug, const int64_t* x, int64_t* y) {
-                return run(MCFHE_KERNEL(divergent_shuffle_kernel), bug, x, y);
-              }}),
-    Register({"missing_atomic",
-              [](bool bug, const int64_t* x, int64_t* y) {
-                return run(MCFHE_KERNEL(missing_atomic_kernel), bug, x, y, 2);
-              }}),
-    Register({"uninitialised_shared",
-              [](bool bug, const int64_t* x, int64_t* y) {
-                return run(MCFHE_KERNEL(uninitialised_shared_kernel), bug, x, y);
-              }}),
-};
+PLANTED(missing_barrier, 1);
+PLANTED(missing_second_barrier, 1);
+PLANTED(missing_warp_barrier, 1);
+PLANTED(divergent_barrier, 1);
+PLANTED(mismatched_barriers, 1);
+PLANTED(divergent_shuffle, 1);
+PLANTED(missing_atomic, 2);
+PLANTED(uninitialised_shared, 1);
 
 }  // namespace
 }  // namespace planted

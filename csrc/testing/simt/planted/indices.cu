@@ -1,16 +1,11 @@
 // Planted mistakes with indices. Each kernel is right when bug is false.
 #include <cuda_runtime.h>
 
-#include "cuda/launch.cuh"
 #include "planted.h"
 
 namespace planted {
 namespace {
 
-using mcfhe::cuda::launch;
-using mcfhe::cuda::LaunchShape;
-
-constexpr int kThreads = 64;
 // One past the last block whose threads an unsigned, or an int, can still number.
 constexpr unsigned kBlocksUnsigned = (1u << 26) + 1;
 constexpr unsigned kBlocksInt = (1u << 25) + 1;
@@ -78,42 +73,14 @@ __global__ void offset_overflow_kernel(bool bug, const int64_t* x, int64_t* y) {
   y[i] = x[0] + offset;
 }
 
-template <typename Kernel>
-cudaError_t run(const char* name, Kernel kernel, bool bug, const int64_t* x, int64_t* y, unsigned blocks = 1) {
-  return launch(name, kernel, LaunchShape{dim3(blocks), dim3(kThreads), kThreads * sizeof(int64_t)}, nullptr, bug, x,
-                y);
-}
-
-const Register kBugs[] = {
-    Register({"global_read_out_of_bounds",
-              [](bool bug, const int64_t* x, int64_t* y) {
-                return run(MCFHE_KERNEL(global_read_out_of_bounds_kernel), bug, x, y);
-              }}),
-    Register({"global_write_out_of_bounds",
-              [](bool bug, const int64_t* x, int64_t* y) {
-                return run(MCFHE_KERNEL(global_write_out_of_bounds_kernel), bug, x, y);
-              }}),
-    Register({"shared_read_out_of_bounds",
-              [](bool bug, const int64_t* x, int64_t* y) {
-                return run(MCFHE_KERNEL(shared_read_out_of_bounds_kernel), bug, x, y);
-              }}),
-    Register({"static_shared_out_of_bounds",
-              [](bool bug, const int64_t* x, int64_t* y) {
-                return run(MCFHE_KERNEL(static_shared_out_of_bounds_kernel), bug, x, y);
-              }}),
-    Register({"misaligned_pair",
-              [](bool bug, const int64_t* x, int64_t* y) { return run(MCFHE_KERNEL(misaligned_pair_kernel), bug, x, y); }}),
-    Register({"index_overflow_unsigned",
-              [](bool bug, const int64_t* x, int64_t* y) {
-                return run(MCFHE_KERNEL(index_overflow_unsigned_kernel), bug, x, y, kBlocksUnsigned);
-              }}),
-    Register({"index_overflow_int",
-              [](bool bug, const int64_t* x, int64_t* y) {
-                return run(MCFHE_KERNEL(index_overflow_int_kernel), bug, x, y, kBlocksInt);
-              }}),
-    Register({"offset_overflow",
-              [](bool bug, const int64_t* x, int64_t* y) { return run(MCFHE_KERNEL(offset_overflow_kernel), bug, x, y); }}),
-};
+PLANTED(global_read_out_of_bounds, 1);
+PLANTED(global_write_out_of_bounds, 1);
+PLANTED(shared_read_out_of_bounds, 1);
+PLANTED(static_shared_out_of_bounds, 1);
+PLANTED(misaligned_pair, 1);
+PLANTED(index_overflow_unsigned, kBlocksUnsigned);
+PLANTED(index_overflow_int, kBlocksInt);
+PLANTED(offset_overflow, 1);
 
 }  // namespace
 }  // namespace planted
