@@ -53,7 +53,7 @@ SETTINGS = {
     "default": Setting("defaults: M = 4, 30-bit limbs", 4, 10),
     "noise": Setting("M = 4, most noise", 4, 10, noise=8, talkative=False),
     "paper": Setting("M = 64, N = 20", 64, 2, limbs=20),
-    "narrow": Setting("M = 64, 10-bit limbs", 64, 4, modulus_bits=10, talkative=False),
+    "narrow": Setting("M = 64, 10-bit limbs", 64, 6, modulus_bits=10, talkative=False),
     "wide": Setting(
         "M = 64, 11-bit limbs, a = 2^20, Delta = 2^24",
         64,

@@ -3,11 +3,12 @@
 D. Bleichenbacher and P. Q. Nguyen (EUROCRYPT 2000) find one integer from sets of residues as a short vector. Here many
 integers share their lane positions, which makes a smaller lattice: over K pixels, the true V is a combination of the M
 lane vectors modulo b_p, for every limb p. All such vectors form a lattice of dimension K and volume (product of b_p)
-to the K - rank, rank = min(M, ...) (1 in the patent profile, where all lanes are multiples). V is far shorter than its
-other vectors once K exceeds rank by a fraction, so LLL (A. K. Lenstra, H. W. Lenstra, L. Lovasz, 1982) finds it.
+to the K - rank, rank = M (1 in the patent profile, where all lanes are multiples of each other). V is far shorter than
+its other vectors once K exceeds rank by a fraction, so LLL (A. K. Lenstra, H. W. Lenstra, L. Lovasz, 1982) finds it.
 
-Cost: one reduction in dimension about 1.3 * M, whatever k or N are: M**k never enters. ``small-value`` is faster
-where M**k is small; this one is needed where V spans many limbs. In the patent profile it finds PT up to a factor.
+Cost: one reduction in a dimension K a little over M, 68 to 99 for M = 64, whatever k or N are: M**k never enters.
+``small-value`` is faster where M**k is small; this one is needed where V spans many limbs, and nothing repeats. In the
+patent profile it finds PT up to a factor, which the table fixes, as in ``ratio``.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def lattice(view: View) -> Finding:
             outcome="inapplicable",
         )
     limbs, size = primes[: shape[0]], shape[1]
-    detail = f"LLL in dimension {size} over {len(limbs)} limbs, M**k not searched"
+    detail = f"LLL in dimension {size} over {len(limbs)} limb(s), M**k not searched"
     if view.per_image:
         images: dict[int, Image] = {}
         for index in range(view.batch):

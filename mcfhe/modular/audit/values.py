@@ -18,6 +18,8 @@ from mcfhe.modular.crt import crt
 
 # An event that chance produces with less than 2**-EVIDENCE_BITS is taken as proof.
 EVIDENCE_BITS = 40
+# What single_out asks for beyond the number of lanes it looks at.
+_SPARE_BITS = 20
 # Pixels of the sample that settles a limb once V is known: b_p**-64 for a wrong lane to fit.
 _SAMPLE = 64
 
@@ -195,7 +197,7 @@ def single_out(hits: np.ndarray, trials: int, probability: float, limbs: int) ->
     """The one lane whose hits chance does not explain, among ``len(hits)`` lanes of each of ``limbs`` limbs."""
     if len(hits) == 1:
         return 0  # no decoys, nothing to find
-    needed = math.log2(len(hits) * limbs) + 10
+    needed = math.log2(len(hits) * limbs) + _SPARE_BITS
     lanes = [m for m, h in enumerate(hits) if chance_bits(int(h), trials, probability) >= needed]
     return lanes[0] if len(lanes) == 1 else None
 
