@@ -1,6 +1,7 @@
 """mcfhe: classify images with a CNN on encrypted data, exactly.
 
-The modular scheme is a fast obfuscation, not semantic security; see SECURITY.md before pointing it at anything that matters.
+The modular scheme is a fast obfuscation, not semantic security; see SECURITY.md before pointing it at anything that
+matters.
 
 Names are imported on first use, so that a client does not load the engine and a server does not load secret-key code.
 """

@@ -243,7 +243,7 @@ def test_non_finite_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     for value in (float("nan"), float("inf")):
         with torch.no_grad():
             next(model.parameters()).view(-1)[3] = value
-        with pytest.raises(mcfhe.McfheError, match="conv1.weight.*NaN or infinity"):
+        with pytest.raises(mcfhe.McfheError, match=r"conv1\.weight.*NaN or infinity"):
             mcfhe.compile(model, input_shape=(1, 28, 28), mean=0.5, std=0.5)
 
 

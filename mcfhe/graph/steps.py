@@ -1,8 +1,8 @@
 """The integer program: what is computed, as exact arithmetic on the integers, before any modulus.
 
 A program is a straight line of steps. Value 0 is the input; step i reads the values named in ``inputs`` and
-produces value i + 1; the last value is the output (the scores). Every number here is an exact integer: weights are small
-and int64, constants are Python ints of any size. The same steps are evaluated three ways, and must agree bit
+produces value i + 1; the last value is the output (the scores). Every number here is an exact integer: weights are
+small and int64, constants are Python ints of any size. The same steps are evaluated three ways, and must agree bit
 for bit: modulo each limb by the engine, on Python ints by :mod:`mcfhe.graph.integers` (the oracle), and in
 intervals by :mod:`mcfhe.graph.certificate`.
 
