@@ -31,6 +31,7 @@ PRETRAINED_SEPARATOR = ":"
 @click.option("--validation", default=0, show_default=True, help="Training images held out, scored every epoch.")
 @click.option("--balance", is_flag=True, help="Weight classes by inverse frequency.")
 @click.option("--activation", default="poly", show_default=True, help="poly or square.")
+@click.option("--grid-bits", default=8, show_default=True, help="Snap weights to multiples of 2**-bits; 0: do not.")
 @click.option("--limit", type=int, help="Use only so many images of either split.")
 @data_option
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for the training.")
@@ -49,6 +50,7 @@ def train(
     validation: int,
     balance: bool,
     activation: str,
+    grid_bits: int,
     limit: int | None,
     data: Path | None,
     device: str,
@@ -75,6 +77,7 @@ def train(
         validation=validation,
         balance=balance,
         activation=activation,
+        grid_bits=grid_bits,
         limit=limit,
         device=device,
     )

@@ -111,7 +111,9 @@ def _batch_norm(
     value = Value(context.node(input), symbolic.IDENTITY)
     channels = context.shape(value)[0]
     mean, variance = context.array(running_mean, "running_mean"), context.array(running_var, "running_var")
-    gain = (np.ones(channels) if weight is None else context.array(weight, "weight")) / np.sqrt(variance + eps)
+    with np.errstate(invalid="ignore"):  # what is not finite is refused by name when the node is made
+        deviation = np.sqrt(variance + eps)
+    gain = (np.ones(channels) if weight is None else context.array(weight, "weight")) / deviation
     offset = (np.zeros(channels) if bias is None else context.array(bias, "bias")) - mean * gain
     affine = context.polynomial(value, np.stack([offset, gain], axis=1))
     return Value(context.node(affine), symbolic.IDENTITY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mcfhe.modular.audit.report import Finding
-from mcfhe.modular.audit.values import complete, decode, lanes_that_fit
+from mcfhe.modular.audit.values import lanes_that_fit, opened
 from mcfhe.modular.audit.view import UNKNOWN, View
 
 
@@ -24,11 +24,6 @@ def constant(view: View) -> Finding:
         mask = known & (view.channel == channel)
         plain[mask] = np.array(row, np.int64)[view.known[mask]]
     found = lanes_that_fit(view, plain)
-    positions = complete(view, found)
     direct = sum(w is not None for w in found)
-    return Finding(
-        "constant",
-        f"{int(known.sum())} known pixels gave {direct} positions, V the others",
-        decode(view, positions),
-        positions,
-    )
+    detail = f"{int(known.sum())} known pixels gave {direct} positions, V the others"
+    return Finding("constant", detail, *opened(view, found))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mcfhe.modular.audit.report import Finding
-from mcfhe.modular.audit.values import Image, complete, decode, image_of, multipliers, positions_from_plain
+from mcfhe.modular.audit.values import Image, complete, decode, image_of, multipliers, plain_of, positions_from_plain
 from mcfhe.modular.audit.view import View
 from mcfhe.modular.crt import crt
 from mcfhe.modular.params import is_prime
@@ -39,9 +39,13 @@ def lattice(view: View) -> Finding:
     except ImportError:
         return Finding("lattice", "needs python-flint: pip install 'mcfhe[audit]'", outcome="skipped")
     rank = 1 if view.per_image else view.lanes
-    bound = view.plain_bound if view.per_image else view.value_bound
+    # PT is nearly an arithmetic progression, s0 * u + t0: without noise, multiples by about P / s0 are short as well
+    # and stay longer than PT only while P exceeds the square of PT.
+    bits = 2 * math.log2(view.plain_bound)
+    if not view.per_image:
+        bits = max(bits, math.log2(view.value_bound))
     primes = [p for p, b in enumerate(view.moduli) if is_prime(b)]
-    shape = dimensions(rank, math.log2(bound), [math.log2(view.moduli[p]) for p in primes], view.size)
+    shape = dimensions(rank, bits, [math.log2(view.moduli[p]) for p in primes], view.size)
     if shape is None:
         return Finding(
             "lattice",
@@ -62,17 +66,20 @@ def lattice(view: View) -> Finding:
     for index in range(min(view.batch, 2)):
         pixels = _spread(view, index, size)
         short = shortest(flint, view, index, limbs, pixels, rank)
-        if short is None:
+        if short is None or not short.any():
             continue
-        for values in (short, -short):
-            positions = complete(view, _matching(view, index, pixels, values))
-            if images := decode(view, positions):
-                return Finding("lattice", detail, images, positions)
+        # V itself, -V, or V less a factor that all of V share (a, where there is no noise).
+        at = int(abs(short).argmax())
+        for s in multipliers(view, int(short[at]), int(view.channel[pixels[at]])):
+            if plain_of(view, short * s, view.channel[pixels]):
+                positions = complete(view, _matching(view, index, pixels, short * s))
+                if images := decode(view, positions):
+                    return Finding("lattice", detail, images, positions)
     return Finding("lattice", detail)
 
 
 def dimensions(rank: int, value_bits: float, limb_bits: list[float], most: int) -> tuple[int, int] | None:
-    """(limbs, K) of the cheapest lattice in which V, ``value_bits`` long, is the shortest vector by a safe margin.
+    """(limbs, K) of the cheapest lattice in which integers of ``value_bits`` are the shortest vector by a safe margin.
 
     By the Gaussian heuristic other vectors have about volume**(1 / K) * sqrt(K / 17) with
     log2(volume) = (K - rank) * sum(limb_bits).

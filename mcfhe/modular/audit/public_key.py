@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from mcfhe.modular.audit.report import Finding
-from mcfhe.modular.audit.values import Image, complete, decode, image_of, single_out
+from mcfhe.modular.audit.values import Image, image_of, opened, single_out
 from mcfhe.modular.audit.view import View
 from mcfhe.modular.crt import crt
 
@@ -60,7 +60,5 @@ def position(view: View) -> Finding:
     for limb, b in enumerate(view.moduli):
         hits = ((view.public_key[limb] - lowest) % b < view.noise_span).sum(axis=0)
         found.append(single_out(hits, view.batch, view.noise_span / b, len(view.moduli)))
-    positions = complete(view, found)
-    return Finding(
-        "position", f"lanes of PK within {view.noise_span} of a * Delta = {lowest}", decode(view, positions), positions
-    )
+    detail = f"lanes of PK within {view.noise_span} of a * Delta = {lowest}"
+    return Finding("position", detail, *opened(view, found))

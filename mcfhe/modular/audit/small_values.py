@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from mcfhe.modular.audit.report import Finding
-from mcfhe.modular.audit.values import EVIDENCE_BITS, complete, decode, integers, plain_of
+from mcfhe.modular.audit.values import EVIDENCE_BITS, complete, integers, opened, plain_of
 from mcfhe.modular.audit.view import View
 
 MOST_TUPLES = 1 << 26
@@ -52,9 +52,8 @@ def small_value(view: View) -> Finding:
         extended = [complete(view, positions) for positions in survivors[:64]]
         scores = [sum(w is not None for w in positions) for positions in extended]
         best = extended[scores.index(max(scores))] if scores.count(max(scores)) == 1 else []
-    images = decode(view, best) if best else {}
-    # Positions without an image that they open are a guess, not a finding.
-    return Finding("small-value", f"{cost}, then M a limb; {len(survivors)} survived", images, best if images else ())
+    detail = f"{cost}, then M a limb; {len(survivors)} survived"
+    return Finding("small-value", detail, *opened(view, best)) if best else Finding("small-value", detail)
 
 
 def search(residues: list[np.ndarray], moduli: list[int], low: int, width: int) -> np.ndarray:

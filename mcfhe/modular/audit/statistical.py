@@ -17,7 +17,7 @@ import math
 import numpy as np
 
 from mcfhe.modular.audit.report import Finding
-from mcfhe.modular.audit.values import EVIDENCE_BITS, complete, decode
+from mcfhe.modular.audit.values import EVIDENCE_BITS, opened
 from mcfhe.modular.audit.view import View
 
 
@@ -38,15 +38,13 @@ def statistics(view: View) -> Finding:
                 by[name] += 1
         positions.append(lane)
     direct = sum(w is not None for w in positions)
-    positions = complete(view, positions)
-    images = decode(view, positions)
     detail = f"{by['repeats']} limbs by repeats, {by['smoothness']} by smoothness"
     if view.lanes == 1:
         detail = "one lane: no decoys"
     elif direct == 0:
         detail = "no lane differs from the others: V wraps too often for smoothness and repeats are alike in all lanes"
-    # In the patent profile a decoy can be smooth by chance; positions that open no image are no finding.
-    return Finding("statistics", detail, images, positions if images else ())
+    # In the patent profile a decoy can be smooth by chance: its differences are multiples of few numbers.
+    return Finding("statistics", detail, *opened(view, positions))
 
 
 def repeat_bits(rows: np.ndarray, b: int, shape: tuple[int, int, int]) -> float:

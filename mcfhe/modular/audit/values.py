@@ -19,7 +19,7 @@ from mcfhe.modular.crt import crt
 # An event that chance produces with less than 2**-EVIDENCE_BITS is taken as proof.
 EVIDENCE_BITS = 40
 # What single_out asks for beyond the number of lanes it looks at.
-_SPARE_BITS = 20
+_SPARE_BITS = 10
 # Pixels of the sample that settles a limb once V is known: b_p**-64 for a wrong lane to fit.
 _SAMPLE = 64
 
@@ -151,12 +151,21 @@ def complete(view: View, positions: Sequence[int | None]) -> list[int | None]:
     return found
 
 
+def opened(view: View, found: Sequence[int | None]) -> tuple[dict[int, Image], list[int | None]]:
+    """(images, positions) that follow from the positions found. Positions that open no image are no finding: []."""
+    positions = complete(view, found)
+    images = decode(view, positions)
+    return images, positions if images else []
+
+
 def positions_from_plain(view: View, images: dict[int, Image]) -> list[int | None]:
-    """Lane positions once whole images are known: the lane that stays within the noise of the known pixels."""
+    """Lane positions once whole images are known: the lane that stays within the noise of the known pixels; [] if none
+    does, as where noise may take more values than b_p has.
+    """
     known = np.full((view.batch, view.size), np.iinfo(np.int64).min, np.int64)
     for index, image in images.items():
         known[index] = image.plain.reshape(-1)
-    return lanes_that_fit(view, known)
+    return opened(view, lanes_that_fit(view, known))[1]
 
 
 def lanes_that_fit(view: View, plain: np.ndarray) -> list[int | None]:
