@@ -1,15 +1,13 @@
-"""Writes the README's numbers from committed measurements: ``python -m benchmarks.render`` (``--check`` only compares).
-
-The section between the two markers is replaced; nothing else is touched.
-"""
+"""Writes the README's numbers from committed measurements: ``python -m benchmarks.render`` (``--check`` compares)."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from benchmarks.sections import replaced, run
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -33,34 +31,11 @@ def cpu_table(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def section() -> str:
-    lines = [START]
-    cpu = RESULTS / "cpu.json"
-    if cpu.exists():
-        lines += cpu_table(json.loads(cpu.read_text()))
-    return "\n".join([*lines, END])
-
-
 def render(text: str) -> str:
-    """The README with its section made anew; ValueError if the markers are not there."""
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    return before + section() + after
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="exit 1 if the README differs from the measurements")
-    arguments = parser.parse_args()
-    old = README.read_text("utf-8")
-    new = render(old)
-    if arguments.check:
-        if old != new:
-            print("README.md differs from benchmarks/results; run python -m benchmarks.render", file=sys.stderr)
-        return int(old != new)
-    README.write_text(new, "utf-8")
-    return 0
+    """The README with its section made anew."""
+    cpu = RESULTS / "cpu.json"
+    return replaced(text, START, END, cpu_table(json.loads(cpu.read_text())) if cpu.exists() else [])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(README, render, __doc__))
