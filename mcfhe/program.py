@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -23,6 +23,9 @@ from mcfhe.graph.storage import Scales, decode_graph, encode_graph
 from mcfhe.modular.constants import rounding_notes
 from mcfhe.modular.plan import constants_of, input_intervals, input_orders, lower, max_noise, quantise
 from mcfhe.spec import PROFILES, ClientSpec, ProfileSpec
+
+if TYPE_CHECKING:
+    from mcfhe.search import SearchResult
 
 __all__ = ["Program", "load_program"]
 
@@ -48,7 +51,10 @@ class Program:
     Attributes:
         graph: the layers, constants rounded to the grids of their scales.
         settings: normalisation, scales, labels.
+        search: what was tried, where the scales were searched just now; it is not kept in files.
     """
+
+    search: SearchResult | None = None
 
     def __init__(self, graph: Graph, settings: Settings) -> None:
         """ParameterError if weights or orders do not fit the scale, or the graph's ends the settings."""
