@@ -17,6 +17,7 @@ from mcfhe.graph.import_ import import_module
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Input, Linear, Node, Poly
 from mcfhe.graph.order import Order
 from mcfhe.graph.passes import apply_passes, available_passes
+from mcfhe.graph.steps import AddStep
 from mcfhe.modular.plan import input_orders, lower
 from tests.graph_support import one_thread, random_graph  # noqa: F401 - a fixture
 from tests.rational import evaluate_rational
@@ -235,6 +236,41 @@ def test_convolutions(first: Conv2d, second: Conv2d, merged: bool) -> None:
 def test_a_layer_that_others_read_is_not_merged() -> None:
     before = graph(flat(0), linear(1, 32), linear(2, 2), add(2, 3))
     assert kinds(check(before, "merge_linear_layers")) == ["flatten", "linear", "linear", "add"]
+
+
+# Sums -----------------------------------------------------------------------------------------------------------------
+
+
+def square(source: int, name: str = "") -> Poly:
+    return poly(source, [[0.0, 0.0, 1.0]], name)
+
+
+def multiplications(graph: Graph) -> int:
+    """Operands that sums must multiply."""
+    steps = lower(graph, 4, 16, input_orders(4)["patent"]).steps
+    return sum(factor != 1 for step in steps if isinstance(step, AddStep) for factor in step.factors)
+
+
+def test_sums_align_every_order_once() -> None:
+    before = graph(square(0), add(1, 0), square(0, "second"), add(2, 3), add(4, 0), flat(5))
+    after = check(before, "regroup_sums")
+    assert (multiplications(before), multiplications(after)) == (2, 1)
+    assert kinds(after) == ["poly", "add", "poly", "add", "add", "flatten"]  # an operand before the sum that reads it
+
+
+def test_sums_that_others_read_or_that_align_no_less_stay() -> None:
+    for before in (
+        graph(square(0), add(1, 0), add(2, 0), poly(2, [[1.0, 0.0, 1.0]]), add(3, 4), flat(5)),
+        graph(square(0), add(0, 1), add(2, 1), flat(3)),
+    ):
+        after = check(before, "regroup_sums")
+        assert [node.inputs for node in after.nodes] == [node.inputs for node in before.nodes]
+
+
+def test_an_operand_made_after_the_sum_moves_before_it() -> None:
+    before = graph(square(0), square(1, "fourth"), add(1, 2), square(0, "late"), add(3, 4), flat(5))
+    after = check(before, "regroup_sums")
+    assert (multiplications(before), multiplications(after)) == (2, 1)
 
 
 # Orders ---------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ for _module in (
     "pool_factors",  # before the activations take over what they leave
     "squares",
     "leading_coefficients",
+    "regroup_sums",
     "dead_nodes",
 ):
     import_module(f"{__name__}.{_module}")
