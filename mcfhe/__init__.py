@@ -26,6 +26,7 @@ _HOME = {
     "Server": "mcfhe.server",
     "build_info": "mcfhe._extension",
     "compile": "mcfhe.compiler",
+    "explain": "mcfhe.shortfall",
     "load_program": "mcfhe.program",
 }
 _MODULES = ("activations", "datasets", "errors", "models", "modular", "ops", "reference", "train")
@@ -48,6 +49,7 @@ __all__ = [
     "compile",
     "datasets",
     "errors",
+    "explain",
     "load_program",
     "models",
     "modular",
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     from mcfhe.modular.keys import EvaluationKey, SecretKey
     from mcfhe.program import Program, load_program
     from mcfhe.server import Server
+    from mcfhe.shortfall import explain
     from mcfhe.spec import ClientSpec
     from mcfhe.wire import Request, Response
 
