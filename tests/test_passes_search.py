@@ -146,5 +146,5 @@ def test_the_shipped_lenet_needs_three_quarters_of_the_letters_limbs() -> None:
     mean, std = card.mean[0], card.std[0]  # type: ignore[union-attr, index]
     with torch.no_grad():
         expected = copy.deepcopy(network).double()((images.double() / 255 - mean) / std).argmax(1)
-    agreement = [float((p.evaluate_plain(images).argmax(1) == expected).double().mean()) for p in (found, letter)]
-    assert agreement[0] >= agreement[1] >= 0.998
+    mistakes = [int((p.evaluate_plain(images).argmax(1) != expected).sum()) for p in (found, letter)]
+    assert max(mistakes) <= 1  # of 500: the tolerance
