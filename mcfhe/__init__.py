@@ -26,7 +26,8 @@ _HOME = {
     "SecretKey": "mcfhe.modular.keys",
     "Server": "mcfhe.server",
     "build_info": "mcfhe._extension",
-    "compile": "mcfhe.program",
+    "compile": "mcfhe.compiler",
+    "explain": "mcfhe.shortfall",
     "load_program": "mcfhe.program",
 }
 _MODULES = ("activations", "datasets", "errors", "models", "modular", "ops", "reference", "train")
@@ -49,6 +50,7 @@ __all__ = [
     "compile",
     "datasets",
     "errors",
+    "explain",
     "load_program",
     "models",
     "modular",
@@ -62,10 +64,12 @@ if TYPE_CHECKING:
     from mcfhe._extension import build_info
     from mcfhe.activations import PolyActivation
     from mcfhe.client import Client
+    from mcfhe.compiler import compile
     from mcfhe.errors import BuildError, McfheError
     from mcfhe.modular.keys import EvaluationKey, SecretKey
-    from mcfhe.program import Program, compile, load_program
+    from mcfhe.program import Program, load_program
     from mcfhe.server import Server
+    from mcfhe.shortfall import explain
     from mcfhe.spec import ClientSpec
     from mcfhe.wire import Request, Response
 

@@ -5,82 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from mcfhe import container
 from mcfhe.errors import FormatError, ImageError, ParameterError
 from mcfhe.graph.certificate import Certificate, Intervals, certify
-from mcfhe.graph.import_ import check_shape, import_module
 from mcfhe.graph.integers import evaluate_integers
 from mcfhe.graph.nodes import Graph
-from mcfhe.graph.passes import apply_passes, select_passes
 from mcfhe.graph.plain import PlainScores, evaluate_plain
 from mcfhe.graph.report import summarise
-from mcfhe.graph.settings import Numbers, Settings, per_channel, per_score, whole
+from mcfhe.graph.settings import Settings, whole
 from mcfhe.graph.steps import IntegerProgram
-from mcfhe.graph.storage import decode_graph, encode_graph
-from mcfhe.modular.plan import input_intervals, input_orders, lower, max_noise, quantise, rounding_notes
+from mcfhe.graph.storage import Scales, decode_graph, encode_graph
+from mcfhe.modular.constants import rounding_notes
+from mcfhe.modular.plan import constants_of, input_intervals, input_orders, lower, max_noise, quantise
 from mcfhe.spec import PROFILES, ClientSpec, ProfileSpec
 
-__all__ = ["Program", "compile", "load_program"]
+if TYPE_CHECKING:
+    from mcfhe.search import SearchResult
+
+__all__ = ["Program", "load_program"]
 
 _KIND = "program"
+_VERSION = 2  # of the content with a scale for every layer; by the letter it has no version field and is the first
 _MAX_HEADER = 1 << 22
 _MAX_FILE = 1 << 32
 _TENSORS = {"node.*": container.TensorField("U8", ((1, 1 << 31), (1, 8)))}
-
-
-def compile(
-    model: nn.Module,
-    input_shape: tuple[int, int, int],
-    mean: Numbers = 0.0,
-    std: Numbers = 1.0,
-    scale_bits: int = 8,
-    amplification_bits: int = 4,
-    modulus_bits: int = 30,
-    guard_bits: int = 32,
-    labels: Sequence[str] | None = None,
-    passes: Sequence[str] | None = None,
-) -> Program:
-    """A trained module as a program on encrypted images.
-
-    Args:
-        model: in eval mode, from normalised floats ``[batch, C, H, W]`` to scores ``[batch, labels]``.
-        input_shape: (C, H, W) of one image.
-        mean, std: a pixel u in 0..255 of channel c enters the network as (u / 255 - mean_c) / std_c; one number, or
-            one a channel; std positive.
-        scale_bits: log2 of the scale Delta, 1..30. More bits: closer to the float model, more limbs.
-        amplification_bits: log2 of the amplification a, 0..20. Noise is below a / 2.
-        modulus_bits: width of the primes that a client draws, 8..31.
-        guard_bits: the moduli's product exceeds twice the largest proved output by this factor, 0..256.
-        labels: a name for each score; "0", "1", ... by default.
-        passes: names of the graph passes to run, None for the default ones.
-
-    Raises:
-        UnsupportedLayerError: a layer that exact residue arithmetic does not run, by name, with what to use instead.
-        ParameterError: an argument out of its range, a model in train mode, weights that are not finite or too large.
-    """
-    shape = check_shape(input_shape)
-    # everything that does not depend on the model first: the export takes seconds
-    settings = Settings(
-        mean=per_channel("mean", mean, shape[0]),
-        std=per_channel("std", std, shape[0]),
-        scale_bits=whole("scale_bits", scale_bits),
-        amplification_bits=whole("amplification_bits", amplification_bits),
-        modulus_bits=whole("modulus_bits", modulus_bits),
-        guard_bits=whole("guard_bits", guard_bits),
-        labels=() if labels is None else per_score(labels),
-        passes=select_passes(passes),
-    )
-    graph = apply_passes(import_module(model, shape), settings.passes)
-    if labels is None:
-        settings = replace(settings, labels=tuple(str(i) for i in range(graph.output_shape[0])))
-    return Program(graph, settings)
 
 
 def load_program(path: str | os.PathLike[str]) -> Program:
@@ -96,9 +49,12 @@ class Program:
     """A network as exact integer arithmetic. Immutable; two programs are equal when their ids are.
 
     Attributes:
-        graph: the layers, every constant rounded to a multiple of 1 / Delta.
+        graph: the layers, constants rounded to the grids of their scales.
         settings: normalisation, scales, labels.
+        search: what was tried, where the scales were searched just now; it is not kept in files.
     """
+
+    search: SearchResult | None = None
 
     def __init__(self, graph: Graph, settings: Settings) -> None:
         """ParameterError if weights or orders do not fit the scale, or the graph's ends the settings."""
@@ -107,7 +63,9 @@ class Program:
                 f"program: output {graph.output_shape} for {len(settings.labels)} labels, "
                 f"{graph.input_shape[0]} channels for {len(settings.mean)} means"
             )
-        self.graph = quantise(graph, settings.scale_bits)
+        if extra := (settings.layer_bits or {}).keys() - {node.name for node in graph.nodes}:
+            raise ParameterError(f"weight_bits: no layer {min(extra)!r}")
+        self.graph = quantise(graph, settings.scale_bits, settings.layer_bits)
         self.settings = settings
         self.table = settings.table
         self._body, self._tensors = _encode(self.graph, settings)
@@ -132,7 +90,8 @@ class Program:
             order = input_orders(self.settings.scale_bits).get(profile)
             if order is None:
                 raise ParameterError(f"profile {profile!r}: choose one of {', '.join(PROFILES)}")
-            program = lower(self.graph, self.settings.scale_bits, self.settings.amplification, order)
+            settings = self.settings
+            program = lower(self.graph, settings.scale_bits, settings.amplification, order, settings.layer_bits)
             self._integer_programs[profile] = program
         return self._integer_programs[profile]
 
@@ -182,7 +141,10 @@ class Program:
             plans={name: (self.integer_program(name), self.certificate(name)) for name in PROFILES},
             settings=self.settings,
             lanes=lanes,
-            notes=rounding_notes(self.graph, self.settings.scale_bits),
+            notes=rounding_notes(
+                self.graph,
+                constants_of(self.settings.scale_bits, self.settings.amplification, self.settings.layer_bits),
+            ),
         )
 
     def evaluate_integers(self, V: Any, profile: str) -> list[list[int]]:
@@ -222,10 +184,13 @@ class Program:
             body = json.loads(content.metadata["program"])
         except (ValueError, RecursionError):
             raise FormatError("program: field 'program' is not valid JSON") from None
-        if not isinstance(body, dict) or set(body) != {"nodes", "settings"}:
+        by_the_letter = not (isinstance(body, dict) and "version" in body)
+        if not isinstance(body, dict) or set(body) - {"version"} != {"nodes", "settings"}:
             raise FormatError("program: field 'program' does not hold nodes and settings")
-        settings = Settings.from_json(body["settings"])
-        graph = decode_graph(body["nodes"], content.tensors, settings.scale_bits)
+        if not by_the_letter and (type(body["version"]) is not int or body["version"] != _VERSION):
+            raise FormatError(f"program: content version {body['version']!r}, this build reads 1 and {_VERSION}")
+        settings = Settings.from_json(body["settings"], by_the_letter)
+        graph = decode_graph(body["nodes"], content.tensors, _scales(settings))
         try:
             program = Program(graph, settings)
         except ParameterError as error:
@@ -247,10 +212,16 @@ class Program:
         )
 
 
+def _scales(settings: Settings) -> Scales:
+    return settings.scale_bits if settings.layer_bits is None else settings.layer_bits
+
+
 def _encode(graph: Graph, settings: Settings) -> tuple[str, dict[str, np.ndarray]]:
     """Canonical JSON (keys sorted, no spaces) and tensors."""
-    nodes, tensors = encode_graph(graph, settings.scale_bits)
-    body = {"nodes": nodes, "settings": settings.to_json()}
+    nodes, tensors = encode_graph(graph, _scales(settings))
+    body: dict[str, Any] = {"nodes": nodes, "settings": settings.to_json()}
+    if settings.weight_bits is not None:
+        body["version"] = _VERSION
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False), tensors
 
 

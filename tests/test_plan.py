@@ -19,7 +19,8 @@ from mcfhe.graph.integers import evaluate_integers
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Input, Linear, Node, Poly
 from mcfhe.graph.order import Order
 from mcfhe.graph.steps import AddStep, ConcatStep, Conv2dStep, LinearStep, PolyStep, PoolStep
-from mcfhe.modular.plan import input_intervals, input_orders, lower, max_noise, pool_factor, quantise, rounding_notes
+from mcfhe.modular.constants import LetterConstants, pool_factor, rounding_notes
+from mcfhe.modular.plan import input_intervals, input_orders, lower, max_noise, quantise
 from tests.graph_support import one_thread, random_graph, random_integers  # noqa: F401 - a fixture
 
 IMAGE = Input(name="input", inputs=(), shape=(1, 4, 4))
@@ -227,9 +228,9 @@ def test_pool_that_would_give_zeros_is_refused() -> None:
     pool = AvgPool2d(name="pool", inputs=(0,), kernel=(4, 4), stride=(1, 1), padding=(0, 0), divisor=16)
     with pytest.raises(ParameterError, match=r"'pool'.*only zeros.*scale_bits of 5"):
         quantise(Graph((IMAGE, pool)), 3)
-    assert not rounding_notes(Graph((IMAGE, pool)), 4)
+    assert not rounding_notes(Graph((IMAGE, pool)), LetterConstants(4))
     ninth = AvgPool2d(name="pool", inputs=(0,), kernel=(3, 3), stride=(1, 1), padding=(0, 0), divisor=9)
-    assert rounding_notes(Graph((IMAGE, ninth)), 8) == [
+    assert rounding_notes(Graph((IMAGE, ninth)), LetterConstants(8)) == [
         "pool multiplies by 28 / 2^8 for 1 / 9, 1.6% off; more scale_bits bring it closer"
     ]
 

@@ -22,7 +22,7 @@ from mcfhe.graph.import_ import import_module
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Linear, Node, Poly
 from mcfhe.graph.order import Order
 from mcfhe.graph.report import limbs_needed
-from mcfhe.modular.plan import pool_factor
+from mcfhe.modular.constants import pool_factor
 from mcfhe.program import Program
 from mcfhe.spec import PROFILES, ClientSpec
 from tests.graph_support import naive, one_thread  # noqa: F401 - a fixture

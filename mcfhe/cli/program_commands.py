@@ -92,7 +92,14 @@ def train(
 @click.argument("model")
 @out_option("program")
 @click.option("--spec", type=click.Path(path_type=Path), help="Also write the client spec (JSON), for clients.")
-@click.option("--scale-bits", default=8, show_default=True, help="log2 of the scale Delta.")
+@click.option("--scale-bits", default="8", show_default=True, help="log2 of the scale Delta, or auto: search for it.")
+@click.option("--passes", help="letter, default or names with commas between; default for auto, else letter.")
+@click.option("--weight-bits", metavar="LAYER=BITS", multiple=True, help="Scale of one layer; may be repeated.")
+@click.option("--calibrate", metavar="DATASET", help="For auto: agree with the model on these images.")
+@click.option("--calibration-images", default=1000, show_default=True, type=click.IntRange(1), help="So many of them.")
+@click.option("--split", default="train", show_default=True, help="Split of the calibration images: train or test.")
+@click.option("--tolerance", default=0.001, show_default=True, help="For auto: share of labels that may differ.")
+@data_option
 @click.option("--amplification-bits", default=4, show_default=True, help="log2 of the amplification a.")
 @click.option("--modulus-bits", default=30, show_default=True, help="Width of the clients' primes.")
 @click.option("--guard-bits", default=32, show_default=True, help="Spare bits above the proved bound.")
@@ -101,7 +108,14 @@ def compile_(
     model: str,
     out: Path,
     spec: Path | None,
-    scale_bits: int,
+    scale_bits: str,
+    passes: str | None,
+    weight_bits: tuple[str, ...],
+    calibrate: str | None,
+    calibration_images: int,
+    split: str,
+    tolerance: float,
+    data: Path | None,
     amplification_bits: int,
     modulus_bits: int,
     guard_bits: int,
@@ -112,20 +126,29 @@ def compile_(
     MODEL is a file of `mcfhe train`, or ARCH:DATASET for shipped weights, for example lenet:fashion-mnist.
     """
     import mcfhe
+    from mcfhe import datasets
     from mcfhe.container import write_file
 
     network = load_model(model)
     card = network.mcfhe_metadata
+    images = None
+    if calibrate is not None:
+        images = datasets.load(calibrate, split, data, limit=calibration_images).images
     program = mcfhe.compile(
         network,
         input_shape=card.input_shape,
         mean=card.mean,
         std=card.std,
-        scale_bits=scale_bits,
+        scale_bits=int(scale_bits) if scale_bits.isdecimal() else scale_bits,
         amplification_bits=amplification_bits,
         modulus_bits=modulus_bits,
         guard_bits=guard_bits,
         labels=card.labels,
+        passes=passes.split(",") if passes and passes not in ("letter", "default") else passes,
+        weight_bits=dict(map(_layer_bits, weight_bits)) or None,
+        calibration=images,
+        tolerance=tolerance,
+        progress=not as_json,
     )
     program.save(out)
     if spec is not None:
@@ -138,11 +161,23 @@ def compile_(
                 "program_id": program.program_id,
                 "required_bits": {name: profile.required_bits(guard_bits) for name, profile in profiles.items()},
                 "order": {name: [p.output_order.t, p.output_order.k] for name, p in profiles.items()},
+                "scale_bits": program.settings.scale_bits,
+                "weight_bits": program.settings.layer_bits,
+                "tried": None if program.search is None else len(program.search.trials),
             }
         )
     else:
+        if program.search is not None:
+            stdout.print(str(program.search), markup=False)
         stdout.print(program.summary(), markup=False)
         stdout.print(f"{out}: program {program.program_id[:12]}", markup=False)
+
+
+def _layer_bits(text: str) -> tuple[str, int]:
+    layer, _, bits = text.rpartition("=")
+    if not layer or not bits.isdecimal():
+        raise ParameterError(f"--weight-bits {text!r}: write LAYER=BITS, for example conv1=10")
+    return layer, int(bits)
 
 
 def load_model(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,27 +39,38 @@ def summarise(
 ) -> str:
     """A table of the layers in one profile and one line of cost for each."""
     program, certificate = plans[profile]
+    by_the_letter = settings.weight_bits is None
+    unit = settings.scale_bits if by_the_letter else 0  # of the orders shown; without a shared scale k is in bits
+    order = "(t, l) stands for V / (a^t Delta^l)" if by_the_letter else "(t, k bits) stands for V / (a^t 2^k)"
     lines = [
-        f"{title}: input {_shape(program.input_shape)}, {len(settings.labels)} labels, scale 2^{settings.scale_bits}, "
+        f"{title}: input {_shape(program.input_shape)}, {len(settings.labels)} labels, "
+        f"{'' if by_the_letter else 'input '}scale 2^{settings.scale_bits}, "
         f"amplification 2^{settings.amplification_bits}, {settings.modulus_bits}-bit moduli,",
-        f"guard {settings.guard_bits} bits, passes: {', '.join(settings.passes) or 'none'}",
-        f"profile {profile}: order (t, l) stands for V / (a^t Delta^l); bits are of the largest proved |V|, headroom",
+        *_wrapped(f"guard {settings.guard_bits} bits, passes: {', '.join(settings.passes) or 'none'}"),
+        f"profile {profile}: order {order}; bits are of the largest proved |V|, headroom",
         "is up to half of the smallest product of moduli allowed; only the scores must fit, other layers may wrap",
         "",
-        *_table(program, certificate, settings),
+        *_table(program, certificate, unit),
         "",
     ]
-    for name, (other, bounds) in plans.items():
+    for index, (name, (other, bounds)) in enumerate(plans.items()):
         cost = cost_of(other, bounds, settings.modulus_bits, lanes, public_key=name == "patent")
         indent = " " * len(name)
         lines += [
-            f"{name}: order {other.output_order.label(settings.scale_bits)}, scores of {bounds.layers[-1].bits} bits, "
+            f"{name}: order {other.output_order.label(unit)}, scores of {bounds.layers[-1].bits} bits, "
             f"widest layer {bounds.widest.name} with {bounds.widest.bits}; the moduli must hold",
             f"{indent}  {bounds.required_bits} bits: {cost.limbs} limbs, at {lanes} lanes {cost.sub_images} sub-images "
             "a channel;",
             f"{indent}  per image {_bytes(cost.bytes_up)} up, {_bytes(cost.bytes_down)} down, {cost.macs:,} MACs, "
             f"{cost.residue_macs:,} on residues",
         ]
+        if settings.letter is not None and index < len(settings.letter.required_bits):
+            before = settings.letter.required_bits[index]
+            limbs = limbs_needed((1 << before) - 1, settings.modulus_bits)
+            lines.append(
+                f"{indent}  by the letter, scale 2^{settings.letter.scale_bits}: {before} bits, {limbs} limbs before, "
+                f"{cost.limbs} after the passes"
+            )
     if notes:
         lines += ["", *(f"note: {note}" for note in notes)]
     return "\n".join(lines)
@@ -104,18 +116,20 @@ def _macs(step: Step) -> int:
     return 0
 
 
-def _table(program: IntegerProgram, certificate: Certificate, settings: Settings) -> list[str]:
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 110, break_long_words=False)
+
+
+def _table(program: IntegerProgram, certificate: Certificate, unit: int) -> list[str]:
     room = certificate.required_bits - 1
     orders = [program.input_order]
-    first = _row(
-        ("input", "", _shape(program.input_shape), orders[0].label(settings.scale_bits), ""), certificate, 0, room
-    )
+    first = _row(("input", "", _shape(program.input_shape), orders[0].label(unit), ""), certificate, 0, room)
     rows: list[tuple[str, ...]] = [_HEADINGS, (*first, "")]
     for index, step in enumerate(program.steps):
         sources = [orders[i] for i in step.inputs]
         scale = "2^" + str(step.order.k - max(o.k for o in sources)) if _has_scale(step, sources) else ""
-        cells = (step.name, step.kind, _shape(step.shape), step.order.label(settings.scale_bits), scale)
-        rows.append((*_row(cells, certificate, index + 1, room), _constants(step, sources, settings.scale_bits)))
+        cells = (step.name, step.kind, _shape(step.shape), step.order.label(unit), scale)
+        rows.append((*_row(cells, certificate, index + 1, room), _constants(step, sources, unit)))
         orders.append(step.order)
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADINGS) - 1)]
     return ["  ".join([*(f"{c:<{w}}" for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows]
@@ -131,11 +145,11 @@ def _has_scale(step: Step, sources: Sequence[Order]) -> bool:
     return isinstance(step, Conv2dStep | LinearStep | PoolStep) and step.order.k > sources[0].k
 
 
-def _constants(step: Step, sources: Sequence[Order], scale_bits: int) -> str:
+def _constants(step: Step, sources: Sequence[Order], unit: int) -> str:
     """What a constant of the layer is multiplied by so that it is aligned, in powers of a and 2."""
     match step:
         case Conv2dStep() | LinearStep():
-            return f"bias: {_power(step.order.t, step.order.k - scale_bits)}" if step.bias is not None else ""
+            return f"bias: {_power(step.order.t, step.order.k - unit)}" if step.bias is not None else ""
         case PoolStep():
             return f"factor {step.factor}" if step.factor != 1 else ""
         case PolyStep():

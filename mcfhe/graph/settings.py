@@ -18,6 +18,21 @@ Numbers: TypeAlias = "float | Sequence[float] | np.ndarray | torch.Tensor"
 
 _RANGES = {"scale_bits": (1, 30), "amplification_bits": (0, 20), "modulus_bits": (8, 31), "guard_bits": (0, 256)}
 _TABLE_LIMIT = 1 << 31
+_MAX_LAYER_BITS = 48
+_NOT_BY_THE_LETTER = ("weight_bits", "letter")
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """What the same network needs by the letter of the patent, with one scale for all layers: the plan to beat.
+
+    Attributes:
+        scale_bits: log2 of that scale.
+        required_bits: of the moduli's product, for the profiles in the order of ``mcfhe.spec.PROFILES``.
+    """
+
+    scale_bits: int
+    required_bits: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -26,12 +41,14 @@ class Settings:
 
     Attributes:
         mean, std: a pixel u in 0..255 of channel c enters the network as (u / 255 - mean[c]) / std[c].
-        scale_bits: log2 of Delta, 1..30.
+        scale_bits: log2 of Delta, 1..30: the scale of the input, and by the letter that of all layers.
         amplification_bits: log2 of a, 0..20.
         modulus_bits: width of the primes that a client draws, 8..31.
         guard_bits: 0..256, see :class:`mcfhe.graph.certificate.Certificate`.
         labels: a name for each score; empty while the network's outputs are not known.
         passes: names of the graph passes that ran.
+        weight_bits: (name, bits of scale, 0..48) of every layer that pays one; None for a plan by the letter.
+        letter: what this program is compared with, if it is not by the letter itself.
 
     Raises:
         ParameterError: a field outside its range, by name.
@@ -45,6 +62,8 @@ class Settings:
     guard_bits: int
     labels: tuple[str, ...]
     passes: tuple[str, ...]
+    weight_bits: tuple[tuple[str, int], ...] | None = None
+    letter: Letter | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
@@ -63,7 +82,17 @@ class Settings:
             values = getattr(self, name)
             if len(values) > 1 << 20 or any(type(v) is not str or not v or not v.isprintable() for v in values):
                 raise ParameterError(f"{name}: must be printable texts that are not empty")
+        for name, bits in self.weight_bits or ():
+            if type(bits) is not int or not 0 <= bits <= _MAX_LAYER_BITS:
+                raise ParameterError(f"weight_bits: {bits!r} for layer {name!r} is not in 0..{_MAX_LAYER_BITS}")
+        if len(self.layer_bits or {}) != len(self.weight_bits or ()):
+            raise ParameterError("weight_bits: a layer is named twice")
         _ = self.table
+
+    @property
+    def layer_bits(self) -> dict[str, int] | None:
+        """``weight_bits`` by name."""
+        return None if self.weight_bits is None else dict(self.weight_bits)
 
     @property
     def amplification(self) -> int:
@@ -84,24 +113,49 @@ class Settings:
         return tuple(tuple(int(v) for v in row) for row in values)
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers and lists only."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Numbers, texts and lists only; by the letter without what only other plans have."""
+        body = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        if self.weight_bits is None:
+            return {name: value for name, value in body.items() if name not in _NOT_BY_THE_LETTER}
+        body["weight_bits"] = [list(pair) for pair in self.weight_bits]
+        if self.letter is not None:
+            body["letter"] = [self.letter.scale_bits, *self.letter.required_bits]
+        return body
 
     @staticmethod
-    def from_json(body: Any) -> Settings:
+    def from_json(body: Any, by_the_letter: bool) -> Settings:
         """The inverse of :meth:`to_json`; FormatError names what is wrong."""
-        names = {field.name for field in fields(Settings)}
+        names = {field.name for field in fields(Settings) if not by_the_letter or field.name not in _NOT_BY_THE_LETTER}
         if not isinstance(body, dict) or set(body) != names:
             raise FormatError(f"program: field 'settings' does not hold {', '.join(sorted(names))}")
         lists = ("mean", "std", "labels", "passes")
         wrong = next((name for name in lists if not isinstance(body[name], list)), None)
         if wrong is not None:
             raise FormatError(f"program: settings field {wrong!r} is not a list")
+        values: dict[str, Any] = {name: tuple(v) if name in lists else v for name, v in body.items()}
+        if not by_the_letter:
+            values["weight_bits"] = _weight_bits(body["weight_bits"])
+            values["letter"] = _letter(body["letter"])
         try:
-            values: dict[str, Any] = {name: tuple(v) if name in lists else v for name, v in body.items()}
             return Settings(**values)
         except ParameterError as error:
             raise FormatError(f"program: {error}") from None
+
+
+def _weight_bits(value: Any) -> tuple[tuple[str, int], ...]:
+    pairs = isinstance(value, list) and all(isinstance(v, list) and len(v) == 2 and type(v[0]) is str for v in value)
+    if not pairs:
+        raise FormatError("program: settings field 'weight_bits' is not a list of names with bits")
+    return tuple((name, bits) for name, bits in value)
+
+
+def _letter(value: Any) -> Letter | None:
+    if value is None:
+        return None
+    # required bits are shown, never relied on; a bound keeps them printable
+    if not isinstance(value, list) or len(value) < 2 or any(type(v) is not int or not 1 <= v < 1 << 20 for v in value):
+        raise FormatError("program: settings field 'letter' is not made of whole numbers in range")
+    return Letter(value[0], tuple(value[1:]))
 
 
 def per_channel(name: str, values: Numbers, channels: int) -> tuple[float, ...]:

@@ -1,8 +1,10 @@
 """A quantised graph as JSON and byte tensors: the content of a program file, and what its identity is computed from.
 
-Only what cannot be derived is kept: structure, and every constant as the integer round(c * Delta), in rows of the
-fewest bytes (1, 2, 4 or 8, two's complement, little-endian) that hold all integers of its tensor. Orders, alignment
-constants and bounds follow from those.
+Only what cannot be derived is kept: structure, and constants. A constant on the grid of a scale is the integer
+round(c * 2**bits), in rows of the fewest bytes (1, 2, 4 or 8, two's complement, little-endian) that hold all integers
+of its tensor. By the letter those are all constants; with a scale for every layer they are the weights of convolutions
+and linear layers, and everything else is a float64 in rows of 8 bytes, little-endian. Orders, alignment constants and
+bounds follow from those.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ import numpy as np
 
 from mcfhe.errors import FormatError, ParameterError
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Input, Linear, Node, Poly
+
+#: One scale for all layers, or one for every layer that pays one.
+Scales = int | Mapping[str, int]
 
 MAX_NODES = 1 << 12
 _WIDTHS = (1, 2, 4, 8)
@@ -50,7 +55,7 @@ _LAYOUTS = {
 }
 
 
-def encode_graph(graph: Graph, scale_bits: int) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+def encode_graph(graph: Graph, scales: Scales) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """JSON-ready nodes, and uint8 ``[count, bytes]`` tensors named ``node.INDEX.FIELD``, of a quantised graph."""
     nodes: list[dict[str, Any]] = []
     tensors: dict[str, np.ndarray] = {}
@@ -63,17 +68,17 @@ def encode_graph(graph: Graph, scale_bits: int) -> tuple[list[dict[str, Any]], d
             array = getattr(node, field)
             if array is not None:
                 entry[field] = list(array.shape)
-                tensors[f"node.{index}.{field}"] = _to_bytes(array, scale_bits)
+                tensors[f"node.{index}.{field}"] = _to_bytes(array, _grid_of(node.name, field, scales))
         nodes.append(entry)
     return nodes, tensors
 
 
-def decode_graph(nodes: Any, tensors: Mapping[str, np.ndarray], scale_bits: int) -> Graph:
+def decode_graph(nodes: Any, tensors: Mapping[str, np.ndarray], scales: Scales) -> Graph:
     """The inverse of :func:`encode_graph` for untrusted content; FormatError names what is wrong."""
     if not isinstance(nodes, list) or not 2 <= len(nodes) <= MAX_NODES:
         raise FormatError(f"program: field 'nodes' is not a list of 2..{MAX_NODES} layers")
     left = dict(tensors)
-    decoded = [_decode_node(index, entry, left, scale_bits) for index, entry in enumerate(nodes)]
+    decoded = [_decode_node(index, entry, left, scales) for index, entry in enumerate(nodes)]
     if left:
         raise FormatError(f"program: tensor {next(iter(left))!a} belongs to no layer")
     try:
@@ -82,7 +87,7 @@ def decode_graph(nodes: Any, tensors: Mapping[str, np.ndarray], scale_bits: int)
         raise FormatError(f"program: {error}") from None
 
 
-def _decode_node(index: int, entry: Any, tensors: dict[str, np.ndarray], scale_bits: int) -> Node:
+def _decode_node(index: int, entry: Any, tensors: dict[str, np.ndarray], scales: Scales) -> Node:
     layout = _LAYOUTS.get(entry.get("op", "")) if isinstance(entry, dict) and type(entry.get("op")) is str else None
     if layout is None:
         raise FormatError(f"program: layer {index} has no known 'op'")
@@ -105,8 +110,19 @@ def _decode_node(index: int, entry: Any, tensors: dict[str, np.ndarray], scale_b
         data = tensors.pop(f"node.{index}.{field}", None)
         if data is None or data.ndim != 2 or data.shape[1] not in _WIDTHS or data.shape[0] != _product(shape):
             raise FormatError(f"program: layer {index}: tensor of '{field}' is missing or does not fit shape {shape}")
-        values[field] = _from_bytes(index, field, data, scale_bits).reshape(shape)
+        values[field] = _from_bytes(index, field, data, _grid_of(name, field, scales)).reshape(shape)
     return layout.node(**values)
+
+
+def _grid_of(name: str, field: str, scales: Scales) -> int | None:
+    """Bits of the grid that a constant lies on; None for a constant on none."""
+    if isinstance(scales, int):
+        return scales
+    if field != "weight":
+        return None
+    if name not in scales:
+        raise FormatError(f"program: weight_bits has no bits for layer {name!r}")
+    return scales[name]
 
 
 def _sizes(index: int, field: str, values: Any, length: int | None) -> tuple[int, ...]:
@@ -125,15 +141,23 @@ def _product(shape: tuple[int, ...]) -> int:
     return product
 
 
-def _to_bytes(array: np.ndarray, scale_bits: int) -> np.ndarray:
+def _to_bytes(array: np.ndarray, scale_bits: int | None) -> np.ndarray:
+    rows: np.ndarray
+    if scale_bits is None:
+        rows = np.ascontiguousarray(array, "<f8").reshape(-1, 1).view(np.uint8)
+        return rows
     integers = np.ldexp(array, scale_bits).astype("<i8").reshape(-1)
     low, high = int(integers.min()), int(integers.max())
     width = next(w for w in _WIDTHS if -(1 << (8 * w - 1)) <= low and high < 1 << (8 * w - 1))
-    rows: np.ndarray = integers.astype(f"<i{width}").view(np.uint8).reshape(-1, width)
+    rows = integers.astype(f"<i{width}").view(np.uint8).reshape(-1, width)
     return rows
 
 
-def _from_bytes(index: int, field: str, data: np.ndarray, scale_bits: int) -> np.ndarray:
+def _from_bytes(index: int, field: str, data: np.ndarray, scale_bits: int | None) -> np.ndarray:
+    if scale_bits is None:
+        if data.shape[1] != 8:
+            raise FormatError(f"program: layer {index}: '{field}' is not made of float64 values")
+        return np.ascontiguousarray(data).view("<f8").reshape(-1).astype(np.float64)
     integers = np.ascontiguousarray(data).view(f"<i{data.shape[1]}").reshape(-1).astype(np.int64)
     if (np.abs(integers) >= _INT_LIMIT).any() or (integers == np.iinfo(np.int64).min).any():
         raise FormatError(f"program: layer {index}: '{field}' holds an integer beyond 2**53")

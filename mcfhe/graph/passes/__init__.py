@@ -1,6 +1,20 @@
-"""Graph passes. A new one is a module here that registers itself, imported below in the order in which it runs."""
+"""Graph passes. A new one is a module here that registers itself, loaded below in the order in which it runs."""
 
-from mcfhe.graph.passes import dead_nodes
+from importlib import import_module
+
 from mcfhe.graph.passes.registry import GraphPass, apply_passes, available_passes, graph_pass, select_passes
 
-__all__ = ["GraphPass", "apply_passes", "available_passes", "dead_nodes", "graph_pass", "select_passes"]
+__all__ = ["GraphPass", "apply_passes", "available_passes", "graph_pass", "select_passes"]
+
+# A list and not import statements, whose order a formatter would change.
+for _module in (
+    "batch_norm",
+    "dead_orders",  # no identities between what is merged next
+    "merge_linear",
+    "pool_factors",  # before the activations take over what they leave
+    "squares",
+    "leading_coefficients",
+    "regroup_sums",
+    "dead_nodes",
+):
+    import_module(f"{__name__}.{_module}")

@@ -8,7 +8,7 @@ from mcfhe.graph.nodes import Graph, Node
 from mcfhe.graph.passes.registry import graph_pass
 
 
-@graph_pass("eliminate_dead_nodes", default=True)
+@graph_pass("eliminate_dead_nodes", default=True, letter=True)
 def eliminate_dead_nodes(graph: Graph) -> Graph:
     """The same graph without the nodes from which no path leads to the output. Exact: no constant is touched."""
     needed = {0, len(graph.nodes) - 1}

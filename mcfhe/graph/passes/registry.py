@@ -17,19 +17,20 @@ class GraphPass:
 
     name: str
     transform: Transform
-    default: bool  # does compile() run it when it is not told which?
+    default: bool  # is it in the preset "default"?
+    letter: bool  # is it in the preset "letter", the patent's own plan? Then it must not touch any constant.
 
 
 _PASSES: dict[str, GraphPass] = {}
 
 
-def graph_pass(name: str, *, default: bool) -> Callable[[Transform], Transform]:
+def graph_pass(name: str, *, default: bool, letter: bool = False) -> Callable[[Transform], Transform]:
     """Register a pass. Passes run in the order in which they were registered."""
 
     def register(transform: Transform) -> Transform:
         if name in _PASSES:
             raise ValueError(f"pass {name!r} is registered twice")
-        _PASSES[name] = GraphPass(name, transform, default)
+        _PASSES[name] = GraphPass(name, transform, default, letter)
         return transform
 
     return register
@@ -41,11 +42,20 @@ def available_passes() -> tuple[GraphPass, ...]:
 
 
 def select_passes(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The names to run, in registration order; None stands for the defaults. ParameterError for an unknown name."""
-    if names is None:
+    """The passes to run, in registration order, of a list of names or of a preset.
+
+    Args:
+        names: a list of names, or "letter" or "default"; None stands for "letter".
+
+    Raises:
+        ParameterError: an unknown name.
+    """
+    if names is None or names == "letter":
+        return tuple(p.name for p in _PASSES.values() if p.letter)
+    if names == "default":
         return tuple(p.name for p in _PASSES.values() if p.default)
     if isinstance(names, str):
-        raise ParameterError(f"passes: {names!r} is one string; give a list of names")
+        raise ParameterError(f"passes: {names!r} is no preset; give letter, default or a list of names")
     unknown = sorted(set(names) - _PASSES.keys())
     if unknown:
         raise ParameterError(f"passes: no pass {unknown[0]!r}; there are {', '.join(_PASSES)}")
@@ -53,7 +63,7 @@ def select_passes(names: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def apply_passes(graph: Graph, names: Sequence[str] | None = None) -> Graph:
-    """Run the named passes (None: the defaults) one after the other."""
+    """Run the passes that :func:`select_passes` selects, one after the other."""
     for name in select_passes(names):
         graph = _PASSES[name].transform(graph)
     return graph

@@ -1,0 +1,181 @@
+"""From a module to a program: import, passes, scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from mcfhe.errors import ParameterError
+from mcfhe.graph.import_ import check_shape, import_module
+from mcfhe.graph.nodes import Graph
+from mcfhe.graph.passes import apply_passes, select_passes
+from mcfhe.graph.settings import Letter, Numbers, Settings, per_channel, per_score, whole
+from mcfhe.modular.constants import MAX_LAYER_BITS, relative_bits, scaled_constants, without_common_factors
+from mcfhe.program import Program
+from mcfhe.search import Calibration, Search
+from mcfhe.spec import PROFILES
+
+__all__ = ["compile"]
+
+_AUTO = "auto"
+_ANY_SCALE = 8  # stands for the scale in settings until the search has found one
+
+
+def compile(
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    mean: Numbers = 0.0,
+    std: Numbers = 1.0,
+    scale_bits: int | str = 8,
+    amplification_bits: int = 4,
+    modulus_bits: int = 30,
+    guard_bits: int = 32,
+    labels: Sequence[str] | None = None,
+    passes: str | Sequence[str] | None = None,
+    weight_bits: Mapping[str, int] | None = None,
+    calibration: Any = None,
+    calibration_labels: Any = None,
+    tolerance: float = 0.001,
+    progress: bool = True,
+) -> Program:
+    """A trained module as a program on encrypted images.
+
+    Args:
+        model: in eval mode, from normalised floats ``[batch, C, H, W]`` to scores ``[batch, labels]``.
+        input_shape: (C, H, W) of one image.
+        mean, std: a pixel u in 0..255 of channel c enters the network as (u / 255 - mean_c) / std_c; one number, or
+            one a channel; std positive.
+        scale_bits: log2 of the scale Delta, 1..30. More bits: closer to the float model, more limbs. "auto" searches
+            the scales of the input and of every layer for the fewest limbs, see :mod:`mcfhe.search`; what was tried is
+            then in ``program.search``.
+        amplification_bits: log2 of the amplification a, 0..20. Noise is below a / 2.
+        modulus_bits: width of the primes that a client draws, 8..31.
+        guard_bits: the moduli's product exceeds twice the largest proved output by this factor, 0..256.
+        labels: a name for each score; "0", "1", ... by default.
+        passes: graph passes to run: "letter" (the patent's own plan), "default" (all that save orders) or a list of
+            names; None stands for "letter", and for "default" if the scales are searched.
+        weight_bits: bits of scale by name of a layer, 0..48. With passes that fold, or with any bits given, every layer
+            has a scale of its own; a layer that is not named gets the one under which its largest weight is
+            2**scale_bits or just below, or the one that is found. By the letter all layers share ``scale_bits``.
+        calibration: for "auto": uint8 ``[n, C, H, W]``, images like those to come but none that accuracy is later
+            reported on.
+        calibration_labels: for "auto": their labels, n whole numbers. With them accuracy counts, without them
+            agreement with the float model's labels.
+        tolerance: for "auto": share of the calibration images by which accuracy or agreement may fall.
+        progress: for "auto": show what is tried, on standard error if that is a terminal.
+
+    Raises:
+        UnsupportedLayerError: a layer that exact residue arithmetic does not run, by name, with what to use instead.
+        ParameterError: an argument out of its range, a model in train mode, weights that are not finite or too large,
+            no calibration images for "auto", or no scales under which the integers agree with the model.
+    """
+    shape = check_shape(input_shape)
+    search = scale_bits == _AUTO
+    if isinstance(scale_bits, str) and not search:
+        raise ParameterError(f"scale_bits = {scale_bits!r}: give a whole number, or 'auto' with calibration images")
+    if search == (calibration is None):
+        raise ParameterError("calibration: images are needed for scale_bits='auto', and for nothing else")
+    # everything that does not depend on the model first: the export takes seconds
+    settings = Settings(
+        mean=per_channel("mean", mean, shape[0]),
+        std=per_channel("std", std, shape[0]),
+        scale_bits=_ANY_SCALE if search else whole("scale_bits", scale_bits),
+        amplification_bits=whole("amplification_bits", amplification_bits),
+        modulus_bits=whole("modulus_bits", modulus_bits),
+        guard_bits=whole("guard_bits", guard_bits),
+        labels=() if labels is None else per_score(labels),
+        passes=select_passes("default" if search and passes is None else passes),
+    )
+    imported = import_module(model, shape)
+    if labels is None:
+        settings = replace(settings, labels=tuple(str(i) for i in range(imported.output_shape[0])))
+    graph = apply_passes(imported, settings.passes)
+    chosen = _chosen_bits(graph, {} if weight_bits is None else weight_bits)
+    if search:
+        images = _array(calibration)
+        truth = None if calibration_labels is None else _array(calibration_labels)
+        agreement = Calibration.of(imported, settings, images, truth, tolerance)
+        return _searched(_Compiled(imported, graph, settings), agreement, chosen, progress)
+    if weight_bits is None and set(settings.passes) <= set(select_passes("letter")):
+        return Program(graph, settings)
+    bits = without_common_factors(graph, relative_bits(graph, settings.scale_bits) | chosen)
+    return Program(
+        graph, replace(settings, weight_bits=tuple(sorted(bits.items())), letter=_letter(imported, settings))
+    )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Compiled:
+    """What a search starts from."""
+
+    imported: Graph
+    graph: Graph
+    settings: Settings
+
+
+def _searched(source: _Compiled, calibration: Calibration, fixed: Mapping[str, int], progress: bool) -> Program:
+    letter = select_passes("letter")
+    with _status(progress) as report:
+        search = Search(
+            source.graph, source.settings, apply_passes(source.imported, letter), calibration, fixed, report
+        )
+        result = search.run(letter)
+    found = source.settings
+    found = replace(found, scale_bits=result.chosen.input_bits, weight_bits=result.chosen.weight_bits)
+    if result.letter is not None:
+        found = replace(
+            found, letter=_letter(source.imported, replace(source.settings, scale_bits=result.letter.input_bits))
+        )
+    program = Program(source.graph, found)
+    program.search = result
+    return program
+
+
+@contextmanager
+def _status(progress: bool) -> Iterator[Callable[[str], None]]:
+    """A line on standard error, if that is a terminal, that is replaced by the next one."""
+    console = Console(stderr=True)
+    if not progress or not console.is_terminal:
+        yield lambda line: None
+        return
+    with console.status("searching scales") as status:
+        yield lambda line: status.update(f"searching scales: {line}")
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def _letter(imported: Graph, settings: Settings) -> Letter | None:
+    """What the letter needs with the same scale; None if it cannot run the network at that scale at all."""
+    names = select_passes("letter")
+    try:
+        program = Program(apply_passes(imported, names), replace(settings, passes=names, weight_bits=None, letter=None))
+    except ParameterError:
+        return None
+    required = tuple(program.certificate(profile).required_bits for profile in PROFILES)
+    return Letter(settings.scale_bits, required)
+
+
+def _chosen_bits(graph: Graph, weight_bits: Any) -> dict[str, int]:
+    if not isinstance(weight_bits, Mapping):
+        raise ParameterError(f"weight_bits = {weight_bits!r}: give bits by name of a layer")
+    known = scaled_constants(graph)
+    unknown = [name for name in weight_bits if name not in known]
+    if unknown:
+        raise ParameterError(
+            f"weight_bits: no layer {unknown[0]!r} that pays a scale after the passes; there are "
+            f"{', '.join(known) or 'none'}"
+        )
+    chosen = {name: whole(f"weight_bits of layer {name!r}", bits) for name, bits in weight_bits.items()}
+    wrong = next((name for name, bits in chosen.items() if not 0 <= bits <= MAX_LAYER_BITS), None)
+    if wrong is not None:
+        raise ParameterError(f"weight_bits: {chosen[wrong]} for layer {wrong!r} is not in 0..{MAX_LAYER_BITS}")
+    return chosen

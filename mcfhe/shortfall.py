@@ -1,0 +1,150 @@
+"""Why a key is too small for a program, and the smallest changes that would fix it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from mcfhe.errors import ParameterError
+from mcfhe.graph.certificate import LayerBound
+from mcfhe.graph.order import Order
+from mcfhe.graph.passes import apply_passes, select_passes
+from mcfhe.graph.report import limbs_needed
+from mcfhe.graph.settings import Settings
+from mcfhe.modular.constants import relative_bits
+from mcfhe.modular.evaluation_key import EvaluationKey
+from mcfhe.modular.params import Moduli
+from mcfhe.program import Program
+
+__all__ = ["Change", "Explanation", "explain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change that makes the program fit, all else as it is."""
+
+    what: str
+    required_bits: int  # of the moduli's product, after it
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What is needed, what is there.
+
+    Attributes:
+        profile: which of the program's plans.
+        required_bits: bit length of what the product of the moduli must exceed.
+        available_bits: bit length of what that product does exceed.
+        output: the layer that sets the requirement, with its bound; others may be wider, since only scores must fit.
+        order: of the scores.
+        changes: each is enough by itself: more limbs, passes, less guard, coarser scales; empty if all fits.
+    """
+
+    profile: str
+    required_bits: int
+    available_bits: int
+    output: LayerBound
+    order: Order
+    changes: tuple[Change, ...]
+
+    @property
+    def short_bits(self) -> int:
+        """Bits that are missing, 0 if the program fits."""
+        return max(0, self.required_bits - self.available_bits)
+
+    def __str__(self) -> str:
+        head = (
+            f"profile {self.profile}: the scores of layer {self.output.name!r} have order (t={self.order.t}, "
+            f"k={self.order.k}) and up to {self.output.bits} bits; with sign and guard the moduli must hold "
+            f"{self.required_bits} bits, and hold {self.available_bits}"
+        )
+        if not self.short_bits:
+            return f"{head}: it fits"
+        fixes = [f"  - {change.what} ({change.required_bits} bits required then)" for change in self.changes]
+        return "\n".join([f"{head}: {self.short_bits} bits short. Any one of these is enough:", *fixes])
+
+
+def explain(program: Program, key: EvaluationKey | Moduli, profile: str = "patent") -> Explanation:
+    """Does the program fit a key, and if not, what is the least that would make it fit?
+
+    Args:
+        program: as compiled; a changed one is planned and certified for every change proposed.
+        key: an evaluation key or its moduli, without redundant ones.
+        profile: patent or hardened.
+    """
+    moduli = key.moduli if isinstance(key, EvaluationKey) else key
+    product = math.prod(moduli)
+    certificate = program.certificate(profile)
+    fits = product > certificate.required_product
+    available = (product - 1).bit_length()
+    return Explanation(
+        profile=profile,
+        required_bits=certificate.required_bits,
+        available_bits=available if fits else min(available, certificate.required_bits - 1),
+        output=certificate.layers[-1],
+        order=program.integer_program(profile).output_order,
+        changes=() if fits else tuple(_changes(program, product, profile)),
+    )
+
+
+def _changes(program: Program, product: int, profile: str) -> Iterator[Change]:
+    settings, certificate = program.settings, program.certificate(profile)
+    missing = -(-(certificate.required_product + 1) // product)
+    limbs = limbs_needed(missing, settings.modulus_bits)
+    yield Change(
+        f"a key with {limbs} more moduli of {settings.modulus_bits} bits: generate it from this program's client spec",
+        certificate.required_bits,
+    )
+    if settings.weight_bits is None:
+        yield from _with_passes(program, product, profile)
+    guard = settings.guard_bits - (missing - 1).bit_length()
+    if guard >= 0:
+        lost = "" if guard >= settings.modulus_bits else ", which no longer finds every single damaged limb"
+        yield from _if_it_fits(
+            program, replace(settings, guard_bits=guard), product, profile, f"guard_bits={guard}{lost}"
+        )
+    for name, values in _lower_scales(settings):
+        for what, changed in values:
+            found = list(_if_it_fits(program, changed, product, profile, f"{what} for {name}"))
+            if found:
+                yield from found
+                break
+
+
+def _with_passes(program: Program, product: int, profile: str) -> Iterator[Change]:
+    """The passes on a program by the letter, whose constants are rounded already: what its limbs would be."""
+    names = select_passes("default")
+    graph = apply_passes(program.graph, names)
+    bits = relative_bits(graph, program.settings.scale_bits)
+    settings = replace(program.settings, passes=names, weight_bits=tuple(sorted(bits.items())))
+    required = Program(graph, settings).certificate(profile)
+    if product > required.required_product:
+        yield Change('passes="default" in compile()', required.required_bits)
+
+
+def _lower_scales(settings: Settings) -> Iterator[tuple[str, Iterator[tuple[str, Settings]]]]:
+    """For the input and each layer: its settings with fewer and fewer bits."""
+
+    def shared() -> Iterator[tuple[str, Settings]]:
+        for bits in range(settings.scale_bits - 1, 0, -1):
+            yield f"scale_bits={bits}", replace(settings, scale_bits=bits)
+
+    yield ("all layers" if settings.weight_bits is None else "the input"), shared()
+    for name, finest in settings.weight_bits or ():
+
+        def layer(name: str = name, finest: int = finest) -> Iterator[tuple[str, Settings]]:
+            for bits in range(finest - 1, -1, -1):
+                scales = dict(settings.weight_bits or ()) | {name: bits}
+                yield f"weight_bits={bits}", replace(settings, weight_bits=tuple(sorted(scales.items())))
+
+        yield f"layer {name!r}", layer()
+
+
+def _if_it_fits(program: Program, settings: Settings, product: int, profile: str, what: str) -> Iterator[Change]:
+    try:
+        required = Program(program.graph, settings).certificate(profile)
+    except ParameterError:  # a pool that such a scale would turn into zeros
+        return
+    if product > required.required_product:
+        yield Change(what, required.required_bits)
