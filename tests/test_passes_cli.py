@@ -17,10 +17,10 @@ SHIPPED = "lenet:fashion-mnist"
 def test_passes_and_scales(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "net"
     command = ["compile", SHIPPED, "--out", str(out), "--passes", "default", "--scale-bits", "6"]
-    assert run([*command, "--weight-bits", "conv1=10", "--weight-bits", "fc2=8", "--json"]) == 0
+    assert run([*command, "--weight-bits", "conv1=7", "--weight-bits", "fc2=8", "--json"]) == 0
     body = json.loads(capsys.readouterr().out)
     assert (body["scale_bits"], body["tried"]) == (6, None)
-    assert (body["weight_bits"]["conv1"], body["weight_bits"]["fc2"]) == (10, 8)
+    assert (body["weight_bits"]["conv1"], body["weight_bits"]["fc2"]) == (7, 8)
     assert mcfhe.load_program(out).program_id == body["program_id"]
     assert run(["compile", SHIPPED, "--out", str(out), "--passes", "fold_pool_factors,eliminate_dead_nodes"]) == 0
     assert "limbs before" in capsys.readouterr().out
