@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.render_gpu import gpu_table
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = Path(__file__).parent / "results"
@@ -38,6 +40,10 @@ def section() -> str:
     cpu = RESULTS / "cpu.json"
     if cpu.exists():
         lines += cpu_table(json.loads(cpu.read_text()))
+    for gpu in sorted(RESULTS.glob("gpu-*.json")):
+        if len(lines) > 1:
+            lines.append("")
+        lines += gpu_table(json.loads(gpu.read_text()))
     return "\n".join([*lines, END])
 
 

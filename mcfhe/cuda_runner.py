@@ -106,7 +106,7 @@ class CudaRunner:
         self._evaluate = evaluate
         self._output_shape = tuple(output_shape)
         self._tile_entries = max(1, live_entries) * RESIDUE_BYTES
-        self._runtime = runtime
+        self.runtime = runtime
         self._tile_bytes = tile_bytes
         self._slots = Slots(SLOTS, runtime.pinned, runtime.packed)
         self._statics: OrderedDict[Tile, _Static] = OrderedDict()
@@ -125,7 +125,7 @@ class CudaRunner:
         if y.numel() == 0:
             return y
         resident = x.device.type != "cpu"
-        work = x.to(self._runtime.device) if resident else x
+        work = x.to(self.runtime.device) if resident else x
         out = y if not resident or y.device == work.device else torch.empty_like(y, device=work.device)
         while True:
             tile, pieces = equal_pieces(limbs, stream, self._plan(limbs, stream))
@@ -143,13 +143,22 @@ class CudaRunner:
             # Only here, where the error's traceback no longer holds the tensors of the failed attempt.
             self._shrink((limbs, stream), tile, why)
 
+    def replay_of(self, binding: Binding, x: Tensor) -> Callable[[], None] | None:
+        """The evaluation alone of ``x``, for measurements: no copies, the result stays in its static buffer.
+
+        To be called on ``runtime.compute()`` while no request runs. None where ``x`` takes more than one tile.
+        """
+        self.run(binding, x)
+        static = self._statics.get((x.shape[0], x.shape[-1]))
+        return None if static is None else torch.inference_mode()(static.replay)
+
     def _plan(self, limbs: int, stream: int) -> Tile:
         with self._lock:
             tile = self._plans.get((limbs, stream))
             if tile is None:
                 budget = self._tile_bytes
                 if budget is None:
-                    budget = min(TILE_BYTES, int(self._runtime.free_bytes() * TILE_SHARE))
+                    budget = min(TILE_BYTES, int(self.runtime.free_bytes() * TILE_SHARE))
                 tile = fit(limbs, stream, max(1, budget // self._tile_entries))
                 self._plans[limbs, stream] = tile
                 while len(self._plans) > MAX_PLANS:
@@ -161,13 +170,13 @@ class CudaRunner:
         with self._lock:
             self._statics.clear()
             self._slots.drop_free()
-            self._runtime.release()
+            self.runtime.release()
             less = smaller(tile)
             if less is None:
                 self._plans.pop(shape, None)  # a later request may find more memory
                 raise ParameterError(
-                    f"device {self._runtime.device}: out of memory even for one limb of one stream "
-                    f"({self._tile_entries} bytes of residues, {self._runtime.free_bytes()} free); close other "
+                    f"device {self.runtime.device}: out of memory even for one limb of one stream "
+                    f"({self._tile_entries} bytes of residues, {self.runtime.free_bytes()} free); close other "
                     f"programs on the device or use device='cpu' ({why})"
                 )
             self._plans[shape] = less
@@ -179,7 +188,7 @@ class CudaRunner:
             self._statics.move_to_end(tile)
             return found
         limbs, streams = tile
-        device = self._runtime.device
+        device = self.runtime.device
         own = binding.limbs(0, limbs).copy()
         static_x = torch.zeros(limbs, *x.shape[1:-1], streams, dtype=torch.int64, device=device)
         static_y = torch.empty(limbs, *self._output_shape, streams, dtype=torch.int64, device=device)
@@ -189,14 +198,14 @@ class CudaRunner:
 
         while len(self._statics) >= MAX_GRAPHS:
             self._statics.popitem(last=False)
-        static = _Static(static_x, static_y, own, self._runtime.capture(in_place), (binding, 0))
+        static = _Static(static_x, static_y, own, self.runtime.capture(in_place), (binding, 0))
         self._statics[tile] = static
         return static
 
     def _run_resident(
         self, binding: Binding, x: Tensor, y: Tensor, tile: Tile, pieces: list[Piece], progress: Progress | None
     ) -> None:
-        runtime = self._runtime
+        runtime = self.runtime
         for done, (rows, columns) in enumerate(pieces):
             with self._lock:
                 runtime.begin()
@@ -246,7 +255,7 @@ class CudaRunner:
 
     def _enqueue(self, slot: Slot, binding: Binding, x: Tensor, tile: Tile, piece: Piece) -> None:
         """Pack one tile and enqueue its upload, evaluation and download."""
-        runtime = self._runtime
+        runtime = self.runtime
         rows, columns = piece
         part = x[rows, ..., columns]
         host = slot.host_in.view(part.shape).copy_(part)  # packs

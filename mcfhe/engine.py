@@ -168,7 +168,7 @@ class Engine:
                 magnitude = np.abs(weight).reshape(weight.shape[0], -1)
                 bounds = (int(magnitude.max()), int(magnitude.sum(axis=1).max()))
                 self._weights[index] = (torch.from_numpy(weight.copy()).to(self.device), bounds)
-        self._runner = self._make_runner() if self.device.type == "cuda" else None
+        self.runner = self._make_runner() if self.device.type == "cuda" else None  # None: the CPU loop below
 
     def _make_runner(self) -> CudaRunner:
         from mcfhe.cuda_runner import CudaRunner, graphs_wanted
@@ -237,8 +237,8 @@ class Engine:
                 f"residues of shape {list(x.shape)}: this program and basis take "
                 f"[{limbs}, {', '.join(map(str, self.program.input_shape))}, streams]"
             )
-        if self._runner is not None:
-            return self._runner.run(binding, x, progress)
+        if self.runner is not None:
+            return self.runner.run(binding, x, progress)
         stream = x.shape[4]
         y = torch.empty(limbs, *self.program.output_shape, stream, dtype=torch.int64, device=x.device)
         tile_limbs, tile_streams = self.tile(limbs, stream)

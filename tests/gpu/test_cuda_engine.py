@@ -63,8 +63,8 @@ def test_one_graph_serves_every_key(draw: Draw) -> None:
         for moduli, binding in zip(bases, bindings, strict=True):
             x = draw(moduli, 2, 6, 6, 5)
             assert torch.equal(engine.run(binding, x), expected(x, moduli))
-    assert engine._runner is not None
-    assert len(engine._runner._statics) == 1
+    assert engine.runner is not None
+    assert len(engine.runner._statics) == 1
 
 
 def test_steady_state_allocates_nothing_on_the_device(draw: Draw, device: torch.device) -> None:
