@@ -17,8 +17,14 @@ WARM_UPS = 2  # runs before a capture: modules load and handles are made at the 
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the device or of pinned host memory, as torch's allocators and the ops report it."""
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
+    """Of the device or of pinned host memory, as torch's allocators and the ops report it.
+
+    The errors that led to this one count: a capture that runs out of memory ends with an error about the capture.
+    """
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+        return True
+    earlier = error.__cause__ or error.__context__
+    return earlier is not None and is_out_of_memory(earlier)
 
 
 class CudaRuntime:

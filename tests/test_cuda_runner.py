@@ -274,6 +274,12 @@ def test_what_counts_as_out_of_memory() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("x"))
     assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
     assert not is_out_of_memory(RuntimeError("an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError) as raised:  # noqa: PT012
+        try:
+            raise torch.OutOfMemoryError("x")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+    assert is_out_of_memory(raised.value)
 
 
 def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
