@@ -10,8 +10,8 @@ KERNELS = ("auto", "double", "int64", "int8")
 def gpu_table(report: dict[str, Any]) -> list[str]:
     lines = [
         f"On one {report['device']} (driver {report['driver']}, torch {report['torch']}), medians.",
-        "The floor of a layer is the slower of moving its bytes at the measured copy bandwidth and of its multiply-adds "
-        "at the measured peak of the unit used;",
+        "The floor of a layer is the slower of moving its bytes at the measured copy bandwidth and of its "
+        "multiply-adds at the measured peak of the unit used;",
         "naive is one thread an output with `%`; cuBLAS is a double matrix product of the same multiply-adds:",
         "",
         "| layer | path | ms | of its floor | times naive | times cuBLAS |",

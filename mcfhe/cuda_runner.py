@@ -243,6 +243,9 @@ class CudaRunner:
                 slot = self._slots.take(wait=not flying)
                 if slot is None:
                     slot = finish()
+                    if flying and self._slots.waiting:
+                        self._slots.give(slot)
+                        slot = finish()
                 self._enqueue(slot, binding, x, tile, piece)
                 flying.append((slot, piece))
                 slot = None

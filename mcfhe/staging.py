@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod
 from queue import Empty, SimpleQueue
+from threading import Lock
 from typing import Protocol
 
 from torch import Tensor
@@ -67,20 +68,31 @@ class Slots:
     """A fixed number of slots shared by all requests, so that one copies while another computes.
 
     A caller that already holds a slot must not wait for a second one (two such callers would wait for each other):
-    it takes with ``wait=False`` and, given None, finishes one of its own.
+    it takes with ``wait=False`` and, given None, finishes one of its own. Where somebody is ``waiting`` for a first
+    slot, a caller with several gives one back, so that a small request does not wait for the whole of a large one.
     """
 
     def __init__(self, count: int, host: Allocate, device: Allocate) -> None:
         self.all = tuple(Slot(host, device) for _ in range(count))
         self._free: SimpleQueue[Slot] = SimpleQueue()
+        self._lock = Lock()
+        self.waiting = 0
         for slot in self.all:
             self._free.put(slot)
 
     def take(self, wait: bool) -> Slot | None:
         try:
-            return self._free.get(block=wait)
+            return self._free.get_nowait()
         except Empty:
-            return None
+            if not wait:
+                return None
+        with self._lock:
+            self.waiting += 1
+        try:
+            return self._free.get()
+        finally:
+            with self._lock:
+                self.waiting -= 1
 
     def give(self, slot: Slot) -> None:
         """Back to the others, once the device has finished with it."""

@@ -6,11 +6,13 @@ tests/gpu/test_cuda_engine.py.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise, product
 from math import prod
+from threading import Event
 
 import pytest
 import torch
@@ -161,6 +163,35 @@ def test_slots_are_given_once() -> None:
     slots.drop_free()
     assert (first.host_in.entries, second.host_in.entries) == (0, 9)
     assert slots.take(wait=True) is first
+
+
+def test_a_large_request_leaves_a_slot_to_a_waiting_one(engine: Engine) -> None:
+    runtime = HostRuntime()
+    runner = runner_of(engine, runtime, tile_bytes=20_000)
+    binding, large, small = engine.bind(PRIMES_30[:2]), draw(2, 200), draw(2, 1)
+    order: list[str] = []
+    started, waiting = Event(), Event()
+
+    def progress(share: float) -> None:
+        started.set()
+        assert waiting.wait(10)
+        if share == 1.0:
+            order.append("large")
+
+    def late() -> None:
+        assert started.wait(10)
+        runner.run(binding, small)
+        order.append("small")
+
+    with ThreadPoolExecutor(2) as pool:
+        second = pool.submit(late)
+        first = pool.submit(runner.run, binding, large, progress)
+        while not runner._slots.waiting and not second.done():
+            time.sleep(1e-3)
+        waiting.set()
+        assert torch.equal(first.result(), engine.run(binding, large))
+        second.result()
+    assert order == ["small", "large"]
 
 
 @pytest.mark.parametrize("tile_bytes", [None, 1, 20_000, 100_000])
