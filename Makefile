@@ -4,6 +4,7 @@
 #   make test      the tests
 #   make bench     timings on this machine            make checks   all that CI runs
 #   make audit     attacks on the scheme, compared with the committed table
+#   make bench-gpu timings on a CUDA device; with VENV= PYTHON=python3 it uses that Python as it is
 #
 # TORCH picks the torch requirement (default: the CPU build, or the CUDA build where nvidia-smi works), TORCH_INDEX the
 # package index it comes from. Targets that judge something write build/reports/NAME.json.
@@ -28,7 +29,7 @@ CXX_FORMATTED := $(shell git ls-files --cached --others --exclude-standard 'csrc
 judged = mkdir -p $(REPORTS); start=$$(date +%s); if $(2); then ok=true; else ok=false; fi; \
 	printf '{"name": "%s", "ok": %s, "seconds": %s}\n' $(1) $$ok $$(($$(date +%s) - start)) > $(REPORTS)/$(1).json; $$ok
 
-.PHONY: demo test bench audit checks lint format-check format types ctest simt cuda-check setup clean
+.PHONY: demo test bench bench-gpu audit checks lint format-check format types ctest simt cuda-check setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.ready
@@ -65,6 +66,11 @@ test: setup
 bench: setup
 	mkdir -p $(REPORTS)
 	$(PY) -m pytest benchmarks --benchmark-enable --benchmark-disable-gc --benchmark-json=$(REPORTS)/pytest-benchmark.json --benchmark-columns=median,iqr,rounds
+
+# Without a venv, MCFHE_WITH_CUDA=1 makes a build that cannot have CUDA kernels fail.
+bench-gpu: $(if $(VENV),setup)
+	$(if $(VENV),,MCFHE_WITH_CUDA=1 $(PYTHON) setup.py build_ext --inplace)
+	$(if $(VENV),$(PY),$(PYTHON)) -m benchmarks.gpu
 
 audit: setup
 	$(PY) -m benchmarks.audit

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.render_gpu import gpu_table
 from benchmarks.sections import replaced, run
 
 ROOT = Path(__file__).parent.parent
@@ -31,10 +32,16 @@ def cpu_table(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def lines() -> list[str]:
+    """One table for the CPU, one for each GPU that was measured."""
+    tables = [cpu_table(json.loads(path.read_text())) for path in sorted(RESULTS.glob("cpu.json"))]
+    tables += [gpu_table(json.loads(path.read_text())) for path in sorted(RESULTS.glob("gpu-*.json"))]
+    return [line for i, table in enumerate(tables) for line in ([""] if i else []) + table]
+
+
 def render(text: str) -> str:
     """The README with its section made anew."""
-    cpu = RESULTS / "cpu.json"
-    return replaced(text, START, END, cpu_table(json.loads(cpu.read_text())) if cpu.exists() else [])
+    return replaced(text, START, END, lines())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 :class:`Engine` holds what all keys share (the weights). :meth:`Engine.bind` reduces the exact constants modulo each
 limb of one basis; :meth:`Engine.run` evaluates residues tile by tile: limbs and streams are independent, so a tile of
 some limbs and some streams passes through the whole network before the next one starts, and the memory held is that
-of the two largest neighbouring layers of one tile.
+of the two largest neighbouring layers of one tile. How tiles reach a GPU is :mod:`mcfhe.cuda_runner`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,14 +31,16 @@ from mcfhe.graph.steps import (
     PoolStep,
     Step,
 )
+from mcfhe.tiling import fit
 from mcfhe.workers import run_tiles
+
+if TYPE_CHECKING:
+    from mcfhe.cuda_runner import CudaRunner
 
 RESIDUE_BYTES = 8
 # A tile's live residues on a CPU, where each thread has its own tile: they stay in the second-level cache. Measured on
 # the demo network with one thread: 2 MiB is 1.5 times as fast as 32 MiB and three times as fast as no tiling at all.
 CPU_TILE_BYTES = 2 << 20
-# Share of a GPU's free memory that one tile may take.
-CUDA_TILE_SHARE = 0.6
 
 
 def physical_memory() -> int:
@@ -66,9 +69,21 @@ class Binding:
         """The same for limbs start .. stop - 1."""
         return Binding(self.moduli[start:stop], tuple({k: v[start:stop] for k, v in c.items()} for c in self.constants))
 
+    def copy(self) -> Binding:
+        """The same values in dense tensors of its own."""
+        dense = torch.contiguous_format
+        return Binding(
+            self.moduli.clone(memory_format=dense),
+            tuple({k: v.clone(memory_format=dense) for k, v in c.items()} for c in self.constants),
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """Moduli and constants, in the same order for every basis of one program."""
+        return [self.moduli, *(t for c in self.constants for t in c.values())]
+
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * RESIDUE_BYTES for c in self.constants for t in c.values())
+        return sum(t.numel() * RESIDUE_BYTES for t in self.tensors())
 
 
 def _residues(values: Sequence[int], moduli: Sequence[int]) -> Tensor:
@@ -131,12 +146,14 @@ class Engine:
     """Evaluates one integer program on one device.
 
     ``device`` is "cpu", "cuda" or "cuda:n". ``tile_bytes`` bounds the live residues of all tiles at work
-    (default: what fits the cache on a CPU, a share of the free memory on a GPU).
+    (default: what fits the cache on a CPU, a share of the free memory on a GPU). ``cuda_graphs`` = False launches every
+    step by itself on a GPU; by default tiles are replayed as CUDA graphs unless MCFHE_CUDA_GRAPHS=0.
     """
 
     program: IntegerProgram
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     tile_bytes: int | None = None
+    cuda_graphs: bool | None = None
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.device)
@@ -151,6 +168,15 @@ class Engine:
                 magnitude = np.abs(weight).reshape(weight.shape[0], -1)
                 bounds = (int(magnitude.max()), int(magnitude.sum(axis=1).max()))
                 self._weights[index] = (torch.from_numpy(weight.copy()).to(self.device), bounds)
+        self.runner = self._make_runner() if self.device.type == "cuda" else None  # None: the CPU loop below
+
+    def _make_runner(self) -> CudaRunner:
+        from mcfhe.cuda_runner import CudaRunner, graphs_wanted
+        from mcfhe.cuda_runtime import CudaRuntime
+
+        graphs = graphs_wanted() if self.cuda_graphs is None else self.cuda_graphs
+        runtime = CudaRuntime(self.device, graphs)
+        return CudaRunner(self._run_tile, self.program.output_shape, self.live_entries, runtime, self.tile_bytes)
 
     def _check_device(self) -> None:
         from mcfhe._extension import has_cuda_kernels
@@ -190,21 +216,11 @@ class Engine:
         return worst
 
     def tile(self, limbs: int, stream: int) -> tuple[int, int]:
-        """(limbs, streams) of one tile: as many streams as fit, then limbs; on a CPU at least one tile a thread."""
-        budget, workers = self.tile_bytes, 1
-        if self.device.type == "cuda":
-            if budget is None:
-                free, _ = torch.cuda.mem_get_info(self.device)
-                budget = int(free * CUDA_TILE_SHARE)
-        else:
-            workers = torch.get_num_threads()
-            budget = CPU_TILE_BYTES if budget is None else max(1, budget // workers)
-        entries = max(1, budget // (RESIDUE_BYTES * max(1, self.live_entries)))
-        streams = max(1, min(stream, entries))
-        if 16 < streams < stream:
-            streams -= streams % 16  # whole vectors
+        """(limbs, streams) of one tile on a CPU: as many streams as fit, then limbs; at least one tile a thread."""
+        workers = torch.get_num_threads()
+        budget = CPU_TILE_BYTES if self.tile_bytes is None else max(1, self.tile_bytes // workers)
+        per_tile, streams = fit(limbs, stream, max(1, budget // (RESIDUE_BYTES * max(1, self.live_entries))))
         columns = -(-stream // streams)
-        per_tile = max(1, min(limbs, entries // streams))
         if columns * -(-limbs // per_tile) < workers:
             per_tile = max(1, -(-limbs * columns // workers))
         return per_tile, streams
@@ -221,6 +237,8 @@ class Engine:
                 f"residues of shape {list(x.shape)}: this program and basis take "
                 f"[{limbs}, {', '.join(map(str, self.program.input_shape))}, streams]"
             )
+        if self.runner is not None:
+            return self.runner.run(binding, x, progress)
         stream = x.shape[4]
         y = torch.empty(limbs, *self.program.output_shape, stream, dtype=torch.int64, device=x.device)
         tile_limbs, tile_streams = self.tile(limbs, stream)
@@ -233,9 +251,9 @@ class Engine:
 
         def evaluate(tile: tuple[slice, slice]) -> Tensor:
             rows, columns = tile
-            return self._run_tile(parts[rows.start], x[rows, ..., columns].to(self.device))
+            return self._run_tile(parts[rows.start], x[rows, ..., columns].cpu())
 
-        threaded = self.device.type == "cpu" and torch.get_num_threads() > 1 and len(tiles) > 1
+        threaded = torch.get_num_threads() > 1 and len(tiles) > 1
         results = run_tiles(evaluate, tiles) if threaded else map(evaluate, tiles)
         for done, ((rows, columns), result) in enumerate(zip(tiles, results, strict=True)):
             y[rows, ..., columns] = result

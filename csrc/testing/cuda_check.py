@@ -130,7 +130,8 @@ def _stamp() -> str:
 
 
 def cuda_sources() -> list[Path]:
-    return sorted((CSRC / "cuda").glob("*.cu")) + sorted((CSRC / "testing" / "baseline").glob("*.cu"))
+    folders = (CSRC / "cuda", CSRC / "testing" / "baseline", CSRC / "testing" / "bench")
+    return [source for folder in folders for source in sorted(folder.glob("*.cu"))]
 
 
 def op_sources() -> list[Path]:

@@ -1,0 +1,257 @@
+"""``python -m benchmarks.gpu`` without a device: plan, bindings against the C++ headers, logic on a stand-in."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import compare, gpu, gpu_kernels, gpu_native, gpu_network, gpu_plan
+from benchmarks.gpu_timing import Ceilings, Timing
+from benchmarks.render_gpu import gpu_table
+from mcfhe.cuda_runner import CudaRunner
+from mcfhe.engine import Engine
+from tests.shapes import ConvShape
+from tests.test_cuda_runner import HostRuntime
+
+ROOT = Path(__file__).parent.parent
+needs_no_device = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device here")
+
+
+def enum(header: str, name: str) -> list[str]:
+    """The enumerators of ``enum class name`` in a header, in order."""
+    (body,) = re.findall(rf"enum class {name}[^{{]*\{{(.*?)\}};", (ROOT / "csrc" / header).read_text(), re.DOTALL)
+    return re.findall(r"^\s*k(\w+),", body, re.MULTILINE)
+
+
+def test_dry_run_needs_no_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--dry-run"]) == 0
+    out = capsys.readouterr().out
+    for case in gpu_plan.conv_cases():
+        assert case.title in out
+    assert out.count("demo network") == len(gpu_plan.network_cases())
+
+
+@needs_no_device
+def test_no_device_is_one_clear_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main([]) == 1
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_a_budget_must_be_positive() -> None:
+    with pytest.raises(SystemExit):
+        gpu.main(["--budget", "0", "--dry-run"])
+
+
+def test_it_runs_without_the_client() -> None:
+    """A GPU machine may lack what only secret keys need."""
+    code = (
+        "import sys; sys.modules['cryptography'] = None\n"
+        "import benchmarks.compare, benchmarks.gpu, benchmarks.gpu_kernels, benchmarks.gpu_network\n"
+        "import tests.gpu.conftest, tests.gpu.test_cuda_engine, tests.gpu.test_cuda_ops, tests.gpu.test_cuda_runtime\n"
+        "benchmarks.gpu_network.program_of(28)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_bindings_match_the_headers() -> None:
+    (body,) = re.findall(r"struct ConvParams \{(.*?)\};", (ROOT / "csrc/kernels/params.h").read_text(), re.DOTALL)
+    fields = [name.strip() for line in re.findall(r"int64_t ([^;]*);", body) for name in line.split(",")]
+    assert tuple(fields) == gpu_native.FIELDS
+    for names, header, name in (
+        (gpu_native.ARITHMETIC, "kernels/cuda_launch.h", "Arithmetic"),
+        (gpu_native.TILES, "kernels/cuda_launch.h", "ConvTile"),
+        (gpu_native.UNITS, "testing/bench/peaks.h", "Unit"),
+    ):
+        plain = [key.replace("-mid", "midsum") for key in names]
+        assert plain == [key.lower() for key in enum(header, name)]
+        assert list(names.values()) == list(range(len(names)))
+
+
+def test_every_bound_symbol_is_exported() -> None:
+    exported = set(
+        re.findall(r"MCFHE_EXPORT .*?\b(mcfhe_bench_\w+)\(", (ROOT / "csrc/testing/bench/bindings.cu").read_text())
+    )
+    used = set(re.findall(r"library\.(mcfhe_bench_\w+)", (ROOT / "benchmarks/gpu_native.py").read_text()))
+    assert used == exported
+
+
+def test_the_work_is_counted_right() -> None:
+    case = gpu_plan.ConvCase("conv2", ConvShape(8, 14, 14, 16, kernel=(5, 5), padding=(2, 2)), 8, 4096)
+    assert case.macs == 16 * 196 * 8 * 25 * 8 * 4096
+    assert case.bytes_moved == 8 * (8 * 8 * 196 * 4096 + 16 * 8 * 25 + 8 * 16 * 196 * 4096)
+    assert case.taps == 200
+
+
+def test_moduli_are_the_largest_primes() -> None:
+    found = gpu_plan.moduli(16)
+    assert len(set(found)) == 16
+    assert found[0] == 2**30 - 35
+    assert all(gpu_plan.is_prime(b) for b in found)
+    assert gpu_plan.limbs_needed(prod(found)) == 17
+    assert gpu_plan.limbs_needed(prod(found) - 1) == 16
+
+
+def test_the_demo_has_the_limbs_of_the_plan() -> None:
+    assert gpu_network.program_of(28).output_shape == (10,)
+
+
+class Stopwatch:
+    """Runs the work and reports a made-up time."""
+
+    def time(self, work: Callable[[], object], cold: bool = True, seconds: float = 1.0) -> Timing:
+        work()
+        return Timing.of([2.0, 1.0, 3.0, 2.0])
+
+    def wall(self, work: Callable[[], object], repeats: int = 1) -> Timing:
+        return self.time(work)
+
+
+class StandIn:
+    """The native functions by CPU ops; ``wrong`` is a path that answers wrongly, ``refused`` one that does not."""
+
+    def __init__(self, wrong: str = "", refused: str = "") -> None:
+        self.wrong, self.refused = wrong, refused
+
+    def conv2d(
+        self,
+        params: Any,
+        tensors: Sequence[Tensor | None],
+        y: Tensor,
+        bounds: tuple[int, int],
+        arithmetic: str = "auto",
+        tile: str = "auto",
+        linear: bool = False,
+    ) -> None:
+        if arithmetic == self.refused:
+            raise RuntimeError("invalid argument")
+        x, weight, bias, poly, moduli = tensors
+        assert weight is not None
+        assert bounds == (int(weight.abs().max()), int(weight.abs().flatten(1).sum(1).max()))
+        sizes = ([1, 1], [params.padding_h, params.padding_w], [1, 1], 1)
+        y.copy_(torch.ops.mcfhe.conv2d(x, weight, bias, poly, moduli, *sizes, None))
+        if arithmetic == self.wrong:
+            y.view(-1)[-1] += 1
+
+    def conv2d_naive(self, params: Any, x: Tensor, weight: Tensor, moduli: Tensor, y: Tensor) -> None:
+        bounds = (int(weight.abs().max()), int(weight.abs().flatten(1).sum(1).max()))
+        self.conv2d(params, (x, weight, None, None, moduli), y, bounds, "naive")
+
+
+def bench(native: StandIn) -> Any:
+    ceilings = Ceilings(1e12, {"double": 1e12, "int64": 2e12, "int8": 1e14})
+    return gpu_kernels.Bench(native, Stopwatch(), ceilings, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+CASE = gpu_plan.ConvCase("conv", ConvShape(2, 6, 6, 4, padding=(1, 1)), 2, 5)
+
+
+def test_rows_of_a_layer() -> None:
+    rows = {row["path"]: row for row in gpu_kernels.conv_rows(bench(StandIn(refused="int8")), CASE)}
+    assert list(rows) == [*gpu_plan.PATHS, "auto, bias + square"]
+    assert "refused" in rows["int8"]
+    double = rows["double"]
+    assert double["median"] == 2.0
+    assert double["naive_ratio"] == 1.0
+    assert double["floor"] == pytest.approx(max(CASE.bytes_moved / 1e12, CASE.macs / 1e12) * 1e3)
+    assert rows["int64"]["floor"] <= double["floor"]
+    json.dumps(list(rows.values()))
+
+
+@pytest.mark.parametrize("wrong", ["double", "int8", "naive"])
+def test_a_wrong_residue_is_found(wrong: str) -> None:
+    # on a single output the naive kernel's own check covers every entry
+    case = gpu_plan.ConvCase("one", ConvShape(1, 3, 3, 1), 1, 1) if wrong == "naive" else CASE
+    with pytest.raises(gpu_kernels.WrongResult, match=wrong):
+        list(gpu_kernels.conv_rows(bench(StandIn(wrong=wrong)), case))
+
+
+def test_pointwise_rows() -> None:
+    rows = list(gpu_kernels.pointwise_rows(bench(StandIn()), limbs=2, stream=3))
+    assert len(rows) == 5
+    assert all(row["floor_of"] == "memory" for row in rows)
+
+
+def network_row(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    def engine_of(image: int, graphs: bool) -> Engine:
+        engine = Engine(gpu_network.program_of(image))
+        evaluate, shape = engine._run_tile, engine.program.output_shape
+        engine.runner = CudaRunner(evaluate, shape, engine.live_entries, HostRuntime())
+        return engine
+
+    monkeypatch.setattr(gpu_network, "engine_of", engine_of)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    return gpu_network.row(bench(StandIn()), gpu_plan.NetworkCase("batch", limbs=2, lanes=2))
+
+
+def report(monkeypatch: pytest.MonkeyPatch, device: str = "Made-Up 100") -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "format": gpu.FORMAT,
+        "device": device,
+        "driver": "1",
+        "torch": "2",
+        "cuda": "13",
+        "ceilings": {"copy_bytes_per_second": 1e12, "products_per_second": {"double": 1e12}},
+        "kernels": list(gpu_kernels.conv_rows(bench(StandIn(refused="int8")), CASE)),
+        "network": [network_row(monkeypatch)],
+        "skipped": ["late"],
+        "failed": [{"name": "bad", "error": "why"}],
+    }
+    found["kernels"][0]["name"] = "conv2, L = 8, S = 4096"
+    found["targets"] = gpu.targets(found)
+    return found
+
+
+def test_targets_tables_and_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = report(monkeypatch)
+    names = [row["name"] for row in made["targets"]]
+    assert "conv2, L = 8, S = 4096: share of its floor" in names
+    assert "one image, upload and download, ms" in names
+    by_name = {row["name"]: row for row in made["targets"]}
+    assert by_name["conv2, L = 8, S = 4096: times the naive kernel"]["met"] is False
+    text = "\n".join(gpu.table(made))
+    assert "FAILED bad: why" in text
+    assert "refused" in text
+    assert "MISSED" in text
+    lines = gpu_table(made)
+    assert any(line.startswith("| conv2, L = 8, S = 4096 | auto | 2.0000") for line in lines)
+    assert "Short of what was aimed at" in lines[-1]
+    gpu.write(made, tmp_path / "deep" / "a.json")
+    assert json.loads((tmp_path / "deep" / "a.json").read_text())["device"] == "Made-Up 100"
+
+
+def test_compare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = report(monkeypatch), report(monkeypatch, "Made-Up 200")
+    b["kernels"] = b["kernels"][:1]
+    b["kernels"][0]["median"] = 1.0
+    for name, made in (("a", a), ("b", b)):
+        gpu.write(made, tmp_path / f"{name}.json")
+    assert compare.main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"S = 4096, auto +2\.0000 +1\.0000 +2\.00", out)
+    assert re.search(r"double +2\.0000 +-", out)
+    assert "79.5 ms for 1, 79.5000 each" in out
+    assert "5160.0 ms for 8192, 0.6299 each" in out
+    (tmp_path / "c.json").write_text("[]")
+    assert compare.main([str(tmp_path / "a.json"), str(tmp_path / "c.json")]) == 1
+    assert "c.json: not a report" in capsys.readouterr().err
+
+
+def test_slug() -> None:
+    assert gpu.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+
+
+def test_the_session_script_is_valid_shell() -> None:
+    script = ROOT / "benchmarks" / "gpu_session.sh"
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    assert script.stat().st_mode & 0o111
