@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from mcfhe.errors import FormatError, McfheError, SecretFieldError
 
@@ -84,14 +83,31 @@ class Container:
 def pack(
     kind: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], *, allow_secret: bool = False
 ) -> bytes:
-    """Serialise; SecretFieldError for a secret kind or name unless ``allow_secret``."""
+    """Serialise; SecretFieldError for a secret kind or name unless ``allow_secret``. Same content, same bytes."""
     if not allow_secret:
         _refuse_secret(kind, (*tensors, *metadata))
     header = {**metadata, "format": FORMAT, "kind": kind, "version": VERSION, "digest": _NO_DIGEST}
-    blob = safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, header)
+    blob = _safetensors({name: np.ascontiguousarray(value) for name, value in tensors.items()}, header)
     at = blob.index(b'"digest":"' + _NO_DIGEST.encode()) + len(b'"digest":"')
     digest = hashlib.sha256(blob).hexdigest().encode()
     return b"".join((memoryview(blob)[:at], digest, memoryview(blob)[at + 64 :]))
+
+
+def _safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """The safetensors layout with every name in order (the library's own writer leaves metadata in a random one)."""
+    body: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    data, offset = [], 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):  # wide first: all stay aligned
+        value = tensors[name]
+        dtype = next((known for known, spelled in _DTYPES.items() if np.dtype(spelled) == value.dtype), None)
+        if dtype is None:
+            raise FormatError(f"container: tensor {name!r} is {value.dtype}; known: {', '.join(_DTYPES)}")
+        body[name] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": [offset, offset + value.nbytes]}
+        data.append(value.tobytes())
+        offset += value.nbytes
+    header = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join((len(header).to_bytes(8, "little"), header, *data))
 
 
 def unpack(
