@@ -44,7 +44,7 @@ class UnknownKeyError(MismatchError):
 
 
 class ServiceError(McfheError):
-    """A remote server refused, failed or could not be reached. ``status`` is its HTTP status, None without an answer."""
+    """A remote server refused, failed or was not reached. ``status``: its HTTP status, None without an answer."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
