@@ -21,6 +21,7 @@ _HOME = {
     "McfheError": "mcfhe.errors",
     "PolyActivation": "mcfhe.activations",
     "Program": "mcfhe.program",
+    "RemoteServer": "mcfhe.remote",
     "Request": "mcfhe.wire",
     "Response": "mcfhe.wire",
     "SecretKey": "mcfhe.modular.keys",
@@ -39,6 +40,7 @@ __all__ = [
     "McfheError",
     "PolyActivation",
     "Program",
+    "RemoteServer",
     "Request",
     "Response",
     "SecretKey",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from mcfhe.errors import BuildError, McfheError
     from mcfhe.modular.keys import EvaluationKey, SecretKey
     from mcfhe.program import Program, compile, load_program
+    from mcfhe.remote import RemoteServer
     from mcfhe.server import Server
     from mcfhe.spec import ClientSpec
     from mcfhe.wire import Request, Response
