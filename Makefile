@@ -3,6 +3,7 @@
 #   make demo      the whole scheme on real images, encrypted
 #   make test      the tests
 #   make bench     timings on this machine            make checks   all that CI runs
+#   make soak      load and hostile input against the HTTP service
 #   make audit     attacks on the scheme, compared with the committed table
 #
 # TORCH picks the torch requirement (default: the CPU build, or the CUDA build where nvidia-smi works), TORCH_INDEX the
@@ -28,7 +29,7 @@ CXX_FORMATTED := $(shell git ls-files --cached --others --exclude-standard 'csrc
 judged = mkdir -p $(REPORTS); start=$$(date +%s); if $(2); then ok=true; else ok=false; fi; \
 	printf '{"name": "%s", "ok": %s, "seconds": %s}\n' $(1) $$ok $$(($$(date +%s) - start)) > $(REPORTS)/$(1).json; $$ok
 
-.PHONY: demo test bench audit checks lint format-check format types ctest simt cuda-check setup clean
+.PHONY: demo test bench audit soak checks lint format-check format types ctest simt cuda-check setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.ready
@@ -65,6 +66,9 @@ test: setup
 bench: setup
 	mkdir -p $(REPORTS)
 	$(PY) -m pytest benchmarks --benchmark-enable --benchmark-disable-gc --benchmark-json=$(REPORTS)/pytest-benchmark.json --benchmark-columns=median,iqr,rounds
+
+soak: setup
+	$(PY) -m benchmarks.service
 
 audit: setup
 	$(PY) -m benchmarks.audit

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mcfhe.errors import FormatError, McfheError, ParameterError, ServiceError
@@ -22,10 +22,8 @@ from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.spec import ClientSpec
 from mcfhe.wire import Request, Response, check_match
 
-try:
+if TYPE_CHECKING:
     import httpx
-except ModuleNotFoundError:  # pragma: no cover
-    raise McfheError("RemoteServer needs httpx: pip install 'mcfhe[serve]'") from None
 
 _RETRY_STATUSES = frozenset({408, 429, 502, 503, 504})
 _MAX_RESPONSE_BYTES = 1 << 28
@@ -65,6 +63,10 @@ class RemoteServer:
 
         ParameterError for a URL or number out of range, or a token that would cross a network in the clear.
         """
+        try:
+            import httpx
+        except ModuleNotFoundError:
+            raise McfheError("RemoteServer needs httpx: pip install 'mcfhe[serve]'") from None
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ParameterError(f"url {url!r}: http://HOST:PORT or https://HOST:PORT expected")
@@ -169,6 +171,8 @@ class RemoteServer:
         self, method: str, path: str, body: bytes | None = None, progress: Callable[[float], None] | None = None
     ) -> bytes:
         """The body of a 2xx answer, after retries. ServiceError otherwise."""
+        import httpx
+
         for attempt in range(self._retries + 1):
             wait = min(_MAX_WAIT_S, self._retry_wait_s * 2**attempt) * random.uniform(0.5, 1.0)  # spread, not secret
             try:

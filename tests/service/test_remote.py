@@ -38,8 +38,8 @@ def test_has_the_interface_of_a_server(live: Live) -> None:
 
 def test_registers_once_and_again_after_the_session() -> None:
     client = new_client()
-    with Live(session_s=0.3) as live, mcfhe.RemoteServer(live.url) as server:
-        for pause in (0.0, 0.0, 0.5):
+    with Live(session_s=1.0) as live, mcfhe.RemoteServer(live.url) as server:
+        for pause in (0.0, 0.0, 1.2):
             threading.Event().wait(pause)
             request, expected = encrypt(client)
             assert client.decrypt_integers(server.evaluate(request)) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,9 @@ import pytest
 
 import mcfhe
 from mcfhe.errors import ParameterError
+from mcfhe.service.refusal import Refusal
+from mcfhe.service.replay import Replays
+from mcfhe.service.sessions import Sessions
 from mcfhe.service.settings import ServiceSettings
 from mcfhe.service.tokens import Tokens
 from tests.service.support import (
@@ -250,16 +254,58 @@ def test_tokens_are_matched_and_not_shown() -> None:
 
 def test_sessions_expire_and_are_bounded() -> None:
     clients = [new_client() for _ in range(3)]
-    with Live(max_keys=2, session_s=0.5) as live:
+    with Live(max_keys=2, session_s=1.0) as live:
         for client in clients:
             assert live.post(client.evaluation_key.to_bytes(), "/v1/keys").status_code == 201
-        assert live.metric("mcfhe_registered_keys") == 2
         assert_refused(live.post(encrypt(clients[0])[0].to_bytes(embed_key=False)), 410)
-        for _ in range(4):  # use extends the session
-            time.sleep(0.2)
-            assert live.post(encrypt(clients[2])[0].to_bytes(embed_key=False)).status_code == 200
-        time.sleep(0.7)
+        assert live.post(encrypt(clients[2])[0].to_bytes(embed_key=False)).status_code == 200
+        time.sleep(1.2)
         assert_refused(live.post(encrypt(clients[2])[0].to_bytes(embed_key=False)), 410, "expired")
+        assert live.metric("mcfhe_registered_keys") == 0
+
+
+def test_use_extends_a_session_and_the_least_used_key_goes_first() -> None:
+    now = [0.0]
+    sessions = Sessions(2, 10.0, clock=lambda: now[0])
+    keys = [new_client().evaluation_key for _ in range(3)]
+    sessions.register("a", keys[0])
+    sessions.register("a", keys[1])
+    now[0] = 6.0
+    assert sessions.find("a", keys[0].key_id) == keys[0]
+    assert sessions.find("b", keys[0].key_id) is None
+    sessions.register("a", keys[2])  # the second was used longest ago
+    assert [sessions.find("a", key.key_id) for key in keys] == [keys[0], None, keys[2]]
+    now[0] = 15.9
+    assert len(sessions) == 2
+    now[0] = 16.0
+    assert len(sessions) == 0
+
+
+def test_replays_are_bounded_in_time_and_bytes() -> None:
+    async def steps() -> None:
+        now = [0.0]
+        replays, loop = Replays(10.0, 100, clock=lambda: now[0]), asyncio.get_running_loop()
+
+        async def finish(number: int, result: bytes | Exception) -> tuple[str, str, str]:
+            slot, answer = ("owner", "program", str(number)), loop.create_future()
+            replays.begin(slot, "digest", answer)
+            assert replays.find(slot, "digest") is answer
+            answer.set_result(result) if isinstance(result, bytes) else answer.set_exception(result)
+            await asyncio.sleep(0)
+            return slot
+
+        first, second = await finish(1, bytes(60)), await finish(2, bytes(30))
+        assert replays.find(first, "digest") is not None
+        third = await finish(3, bytes(60))
+        assert replays.find(first, "digest") is None
+        failed = await finish(4, Refusal(500, "failed"))
+        assert replays.find(failed, "digest") is None
+        with pytest.raises(Refusal, match="used before"):
+            replays.find(second, "another digest")
+        now[0] = 10.0
+        assert [replays.find(slot, "digest") for slot in (second, third)] == [None, None]
+
+    asyncio.run(steps())
 
 
 def test_metrics_count(live: Live) -> None:
