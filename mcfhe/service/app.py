@@ -27,11 +27,9 @@ from mcfhe.service.refusal import Refusal, error_response
 from mcfhe.service.replay import Replays
 from mcfhe.service.scheduler import Job, Scheduler
 from mcfhe.service.sessions import Sessions
-from mcfhe.service.settings import ServiceSettings
+from mcfhe.service.settings import MAX_KEY_BYTES, ServiceSettings
 from mcfhe.service.tokens import Tokens
 from mcfhe.wire import Request
-
-MAX_KEY_BYTES = 1 << 16  # 4,096 limbs of four bytes and a header
 
 
 class Service:

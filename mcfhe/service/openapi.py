@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mcfhe import __version__
-from mcfhe.service.settings import ServiceSettings
+from mcfhe.service.settings import MAX_KEY_BYTES, ServiceSettings
 from mcfhe.wording import SECURITY_LINE
 
 _ERROR = {
@@ -117,7 +117,7 @@ def describe(settings: ServiceSettings) -> dict[str, Any]:
             "/v1/keys": {
                 "post": {
                     "summary": "Register an evaluation key for a session",
-                    "requestBody": _body("A container of kind evaluation-key", 1 << 16),
+                    "requestBody": _body("A container of kind evaluation-key", MAX_KEY_BYTES),
                     "responses": {
                         "201": _answer(
                             "Registered",

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 
 from mcfhe.errors import ParameterError
 
+MAX_KEY_BYTES = 1 << 16  # an evaluation key's message: 4,096 limbs of four bytes and a header
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSettings:
