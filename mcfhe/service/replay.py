@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from mcfhe.service.refusal import Refusal
 
+ENTRY_BYTES = 1 << 10  # what an answer costs beside its own bytes, about
 Slot = tuple[str, str, str]  # owner, program id, request id
 
 
@@ -58,7 +59,7 @@ class Replays:
             return
         entry.expires = self._clock() + self._replay_s
         self._finished[slot] = entry
-        self._bytes += len(entry.answer.result())
+        self._bytes += ENTRY_BYTES + len(entry.answer.result())
         self._expire()
 
     def _expire(self) -> None:
@@ -68,4 +69,4 @@ class Replays:
             if first.expires > now and self._bytes <= self._max_bytes:
                 return
             _, entry = self._finished.popitem(last=False)
-            self._bytes -= len(entry.answer.result())
+            self._bytes -= ENTRY_BYTES + len(entry.answer.result())

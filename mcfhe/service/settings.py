@@ -30,7 +30,7 @@ class ServiceSettings:
     max_keys: int = 1024  # registered evaluation keys, of all clients
     session_s: float = 3600.0  # since a key was last used
     replay_s: float = 300.0  # how long a finished request is answered again
-    max_replay_bytes: int = 64 << 20
+    max_replay_bytes: int = 16 << 20  # under load this forgets the oldest answers before replay_s does
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -13,7 +13,7 @@ import pytest
 import mcfhe
 from mcfhe.errors import ParameterError
 from mcfhe.service.refusal import Refusal
-from mcfhe.service.replay import Replays
+from mcfhe.service.replay import ENTRY_BYTES, Replays
 from mcfhe.service.sessions import Sessions
 from mcfhe.service.settings import ServiceSettings
 from mcfhe.service.tokens import Tokens
@@ -284,7 +284,7 @@ def test_use_extends_a_session_and_the_least_used_key_goes_first() -> None:
 def test_replays_are_bounded_in_time_and_bytes() -> None:
     async def steps() -> None:
         now = [0.0]
-        replays, loop = Replays(10.0, 100, clock=lambda: now[0]), asyncio.get_running_loop()
+        replays, loop = Replays(10.0, 2 * ENTRY_BYTES + 100, clock=lambda: now[0]), asyncio.get_running_loop()
 
         async def finish(number: int, result: bytes | Exception) -> tuple[str, str, str]:
             slot, answer = ("owner", "program", str(number)), loop.create_future()
