@@ -21,6 +21,7 @@ _HOME = {
     "McfheError": "mcfhe.errors",
     "PolyActivation": "mcfhe.activations",
     "Program": "mcfhe.program",
+    "RemoteServer": "mcfhe.remote",
     "Request": "mcfhe.wire",
     "Response": "mcfhe.wire",
     "SecretKey": "mcfhe.modular.keys",
@@ -40,6 +41,7 @@ __all__ = [
     "McfheError",
     "PolyActivation",
     "Program",
+    "RemoteServer",
     "Request",
     "Response",
     "SecretKey",
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from mcfhe.errors import BuildError, McfheError
     from mcfhe.modular.keys import EvaluationKey, SecretKey
     from mcfhe.program import Program, load_program
+    from mcfhe.remote import RemoteServer
     from mcfhe.server import Server
     from mcfhe.shortfall import explain
     from mcfhe.spec import ClientSpec

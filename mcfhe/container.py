@@ -84,14 +84,24 @@ class Container:
 def pack(
     kind: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], *, allow_secret: bool = False
 ) -> bytes:
-    """Serialise; SecretFieldError for a secret kind or name unless ``allow_secret``."""
+    """Serialise; SecretFieldError for a secret kind or name unless ``allow_secret``. Same content, same bytes."""
     if not allow_secret:
         _refuse_secret(kind, (*tensors, *metadata))
     header = {**metadata, "format": FORMAT, "kind": kind, "version": VERSION, "digest": _NO_DIGEST}
-    blob = safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, header)
+    blob = _safetensors({name: np.ascontiguousarray(value) for name, value in tensors.items()}, header)
     at = blob.index(b'"digest":"' + _NO_DIGEST.encode()) + len(b'"digest":"')
     digest = hashlib.sha256(blob).hexdigest().encode()
     return b"".join((memoryview(blob)[:at], digest, memoryview(blob)[at + 64 :]))
+
+
+def _safetensors(tensors: dict[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """What the library writes, with the metadata in order: its own writer leaves that in a random one."""
+    blob = safetensors.numpy.save(tensors)
+    size = int.from_bytes(blob[:8], "little")
+    body = {"__metadata__": dict(sorted(metadata.items())), **json.loads(blob[8 : 8 + size])}
+    header = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(blob)[8 + size :]))
 
 
 def unpack(

@@ -39,6 +39,18 @@ class MismatchError(McfheError, ValueError):
     """Two things that must belong together do not: program and request, key and response."""
 
 
+class UnknownKeyError(MismatchError):
+    """A message names an evaluation key by an id under which the server holds none (any more)."""
+
+
+class ServiceError(McfheError):
+    """A remote server refused, failed or was not reached. ``status``: its HTTP status, None without an answer."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class DecryptionError(McfheError):
     """The decrypted integers lie outside the proved bound: a limb is damaged, so no label is returned."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,10 +20,11 @@ from mcfhe.container import (
     parse_hex,
     parse_int,
     read_file,
+    read_header,
     unpack,
     write_file,
 )
-from mcfhe.errors import FormatError, MismatchError
+from mcfhe.errors import FormatError, MismatchError, UnknownKeyError
 from mcfhe.modular.evaluation_key import KEY_METADATA, MODULI_FIELD, EvaluationKey
 from mcfhe.modular.params import MAX_LANES, MAX_LIMBS
 from mcfhe.spec import PROFILES
@@ -38,6 +40,10 @@ _REQUEST_FIELDS = {
     "moduli": MODULI_FIELD,
 }
 _REQUEST_METADATA = (*KEY_METADATA, "program_id", "request_id", "lanes", "profile")
+# A request whose evaluation key the server already has: the same, with the key's id in place of its values.
+_KEYED_KIND = "keyed-request"
+_KEYED_FIELDS = {name: field for name, field in _REQUEST_FIELDS.items() if name != "moduli"}
+_KEYED_METADATA = ("program_id", "key_id", "request_id", "lanes", "profile")
 _RESPONSE_KIND = "response"
 _RESPONSE_FIELDS = {
     "residues": TensorField("I32", ((0, MAX_LIMBS), (1, MAX_LABELS), (1, MAX_STREAMS))),
@@ -105,23 +111,43 @@ class Request:
             if tensor is not None:
                 _check_residues("request", name, tensor.detach().cpu().numpy(), self.evaluation_key)
 
-    def to_bytes(self) -> bytes:
-        """Serialise; FormatError if a residue is out of range."""
+    def to_bytes(self, *, embed_key: bool = True) -> bytes:
+        """Serialise; FormatError if a residue is out of range.
+
+        Without ``embed_key`` the evaluation key is named by its id only: a keyed request, for a server that has it.
+        """
         self.check_ranges()
-        tensors = {
-            "ciphertext": _narrow(self.ciphertext),
-            "moduli": self.evaluation_key.moduli.as_array().astype("<i4"),
-        }
+        tensors = {"ciphertext": _narrow(self.ciphertext)}
         if self.public_key is not None:
             tensors["public_key"] = _narrow(self.public_key)
-        metadata = self.evaluation_key.metadata() | _common_metadata(self)
-        return pack(_REQUEST_KIND, tensors, metadata)
+        if not embed_key:
+            return pack(_KEYED_KIND, tensors, _common_metadata(self) | {"key_id": self.key_id})
+        tensors["moduli"] = self.evaluation_key.moduli.as_array().astype("<i4")
+        return pack(_REQUEST_KIND, tensors, self.evaluation_key.metadata() | _common_metadata(self))
 
     @staticmethod
-    def from_bytes(data: bytes | bytearray | memoryview) -> Request:
-        """Parse and validate every field; FormatError, SecretFieldError or MismatchError otherwise."""
-        content = unpack(as_bytes(data), _REQUEST_KIND, _REQUEST_FIELDS, _REQUEST_METADATA)
-        key = EvaluationKey.from_container(content)
+    def from_bytes(
+        data: bytes | bytearray | memoryview, keys: Callable[[str], EvaluationKey | None] | None = None
+    ) -> Request:
+        """Parse and validate every field; FormatError, SecretFieldError or MismatchError otherwise.
+
+        ``keys`` finds the evaluation key of a keyed request by its id; without it only requests that carry their key
+        are read. UnknownKeyError if it finds none.
+        """
+        data = as_bytes(data)
+        if keys is not None and read_header(data).metadata.get("kind") == _KEYED_KIND:
+            content = unpack(data, _KEYED_KIND, _KEYED_FIELDS, _KEYED_METADATA)
+            key_id = parse_hex(content, "key_id", 64)
+            found = keys(key_id)
+            if found is None:
+                raise UnknownKeyError(
+                    f"evaluation key {key_id[:12]} is not registered here or its session has expired; register it again"
+                )
+            check_match("evaluation key", "key_id", found.key_id, key_id)
+            key = found
+        else:
+            content = unpack(data, _REQUEST_KIND, _REQUEST_FIELDS, _REQUEST_METADATA)
+            key = EvaluationKey.from_container(content)
         for name in ("ciphertext", "public_key"):
             if name in content.tensors and len(content.tensors[name]) == len(key.moduli):
                 _check_residues("request", name, content.tensors[name], key)

@@ -19,6 +19,9 @@ FORBIDDEN = {
         "mcfhe.modular.decrypt",
     },
     "mcfhe.cli.server_commands": {"mcfhe.client", "mcfhe.modular.keys"},
+    "mcfhe.service.app": {"mcfhe.client", "mcfhe.keyfile", "mcfhe.modular.keys", "mcfhe.remote"},
+    # What talks to a server is never given a secret key, and needs no engine.
+    "mcfhe.remote": {"mcfhe.client", "mcfhe.modular.keys", "mcfhe.engine", "mcfhe.program", "mcfhe.server"},
     # A client needs no engine, no program and no compiled extension.
     "mcfhe.client": {"mcfhe.engine", "mcfhe.ops", "mcfhe.program", "mcfhe._C", "mcfhe.server"},
     # The engine knows steps and tensors only.
@@ -29,6 +32,9 @@ FORBIDDEN = {
 
 @pytest.mark.parametrize("module", FORBIDDEN)
 def test_module_does_not_load(module: str) -> None:
+    if module in ("mcfhe.service.app", "mcfhe.remote"):
+        pytest.importorskip("starlette")
+        pytest.importorskip("httpx")
     code = f"import sys, {module}\nprint(*sorted(m for m in sys.modules if m.startswith(('mcfhe', 'torch'))))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())

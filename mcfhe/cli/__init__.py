@@ -18,6 +18,7 @@ from mcfhe.cli import (
     info_command,
     program_commands,
     server_commands,
+    service_commands,
 )
 
 
@@ -38,6 +39,8 @@ for command in (
     client_commands.encrypt,
     server_commands.evaluate,
     client_commands.decrypt,
+    service_commands.serve,
+    service_commands.classify,
     audit_command.audit,
     info_command.info,
 ):

@@ -1,0 +1,188 @@
+"""The service's commands: ``serve`` (programs, nothing secret) and ``classify`` (the client of a remote server)."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+
+import click
+
+from mcfhe.cli.client_commands import key_option
+from mcfhe.cli.common import (
+    data_option,
+    device_option,
+    json_option,
+    load_images,
+    passphrase,
+    passphrase_option,
+    print_json,
+    progress_bar,
+    quiet_option,
+    security_line,
+    stdout,
+)
+from mcfhe.errors import McfheError, ParameterError
+
+TOKEN_VARIABLE = "MCFHE_TOKEN"
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("programs", nargs=-1, required=True, type=_FILE)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8477, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@device_option
+@click.option("--token-file", type=_FILE, help="Bearer tokens that are let in, one a line.")
+@click.option("--no-token", is_flag=True, help="Serve whoever can reach the address.")
+@click.option("--tls-cert", type=_FILE, help="Certificate chain, PEM.")
+@click.option("--tls-key", type=_FILE, help="Its private key, PEM.")
+@click.option("--max-body-mb", default=64, show_default=True, type=click.IntRange(1, 4096), help="Largest request.")
+@click.option("--max-inflight", default=64, show_default=True, type=click.IntRange(1), help="More wait outside (429).")
+@click.option("--session", default=3600.0, show_default=True, help="Seconds a registered key is kept unused.")
+@click.option(
+    "--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"])
+)
+@json_option
+def serve(
+    programs: tuple[Path, ...],
+    host: str,
+    port: int,
+    device: str,
+    token_file: Path | None,
+    no_token: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    max_body_mb: int,
+    max_inflight: int,
+    session: float,
+    log_level: str,
+    as_json: bool,
+) -> None:
+    """Answer encrypted requests over HTTP until interrupted; then finish those that were taken in.
+
+    PROGRAMS are files of `mcfhe compile`. /openapi.json describes the routes, /metrics counts. Logs are JSON lines on
+    standard error.
+    """
+    try:
+        from mcfhe.service.app import Service
+        from mcfhe.service.run import make_server
+        from mcfhe.service.settings import ServiceSettings
+        from mcfhe.service.tokens import Tokens
+    except ModuleNotFoundError as error:
+        raise McfheError(f"serve needs {error.name}: pip install 'mcfhe[serve]'") from None
+    from mcfhe.program import load_program
+    from mcfhe.server import Server
+
+    if (tls_cert is None) != (tls_key is None):
+        raise ParameterError("--tls-cert and --tls-key go together")
+    if token_file is not None and no_token:
+        raise ParameterError("--token-file and --no-token exclude each other")
+    if token_file is None and not no_token and not _is_loopback(host):
+        raise ParameterError(f"--host {host}: others can reach it; pass --token-file, or --no-token to serve anyone")
+    settings = ServiceSettings(
+        max_body_bytes=max_body_mb << 20,
+        max_inflight=max_inflight,
+        max_inflight_bytes=max(256, max_body_mb) << 20,
+        session_s=session,
+    )
+    tokens = None if token_file is None else Tokens.from_file(token_file)
+    service = Service([Server(load_program(path), device) for path in programs], settings, tokens)
+
+    def started(url: str) -> None:
+        if as_json:
+            print_json({"url": url, "pid": os.getpid(), "programs": list(service.servers)})
+        else:
+            stdout.print(f"serving {len(service.servers)} program(s) on {url}", markup=False)
+
+    server, sockets, _ = make_server(
+        service, host, port, tls_certificate=tls_cert, tls_key=tls_key, log_level=log_level, started=started
+    )
+    server.run(sockets)
+
+
+@click.command()
+@click.argument("images", nargs=-1, type=_FILE)
+@click.option("--server", "url", required=True, help="http://HOST:PORT or https://HOST:PORT.")
+@key_option
+@click.option(
+    "--token-file", type=_FILE, help=f"File whose first line is the bearer token; otherwise ${TOKEN_VARIABLE}."
+)
+@click.option("--ca-file", type=_FILE, help="Certificates to trust, PEM.")
+@click.option("--timeout", default=90.0, show_default=True, help="Longest silence of the server, seconds.")
+@click.option("--retries", default=6, show_default=True, type=click.IntRange(0), help="Further attempts a request.")
+@click.option("--batch", default=16, show_default=True, type=click.IntRange(1), help="Images in one request.")
+@click.option("--dataset", help="Test images of a data set instead of files.")
+@data_option
+@click.option("--count", type=click.IntRange(min=1), help="Only the first so many images.")
+@passphrase_option
+@quiet_option
+@json_option
+def classify(
+    images: tuple[Path, ...],
+    url: str,
+    key: Path,
+    token_file: Path | None,
+    ca_file: Path | None,
+    timeout: float,
+    retries: int,
+    batch: int,
+    dataset: str | None,
+    data: Path | None,
+    count: int | None,
+    passphrase_file: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Encrypt images, have a server evaluate them, decrypt the scores. The key stays here.
+
+    IMAGES are PNG or JPEG files of the program's size; or name a data set with --dataset.
+    """
+    from mcfhe.client import Client
+    from mcfhe.remote import RemoteServer
+
+    security_line(quiet)
+    client = Client.load(key, passphrase(passphrase_file))
+    pixels, names, _ = load_images(images, dataset, data, count, client.spec.input_shape)
+    labels: list[str] = []
+    scores: list[list[float]] = []
+    with (
+        RemoteServer(url, _token(token_file), timeout_s=timeout, retries=retries, ca_file=ca_file) as server,
+        progress_bar("classify", quiet or as_json) as update,
+    ):
+        for start in range(0, len(pixels), batch):
+            part = pixels[start : start + batch]
+
+            def show(share: float, start: int = start, size: int = len(part)) -> None:
+                update((start + share * size) / len(pixels))
+
+            request = client.encrypt(part)
+            response = server.evaluate(request, show)
+            for row in client.decrypt(response, request_id=request.request_id):
+                labels.append(client.spec.labels[int(row.argmax())])
+                scores.append([float(v) for v in row])
+    if as_json:
+        print_json({"images": names, "labels": labels, "scores": scores, "names": list(client.spec.labels)})
+        return
+    for name, label, row_scores in zip(names, labels, scores, strict=True):
+        stdout.print(f"{name}  {label} {max(row_scores):.4f}", markup=False)
+
+
+def _token(path: Path | None) -> str | None:
+    """From a file's first line or the environment."""
+    if path is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        lines = path.read_text("ascii").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"--token-file {path}: cannot be read as text ({error})") from None
+    if not lines or not lines[0].strip():
+        raise ParameterError(f"--token-file {path}: its first line is empty")
+    return lines[0].strip()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

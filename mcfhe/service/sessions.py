@@ -1,0 +1,58 @@
+"""Registered evaluation keys: bounded, forgotten when unused."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+
+from mcfhe.modular.evaluation_key import EvaluationKey
+
+
+class Sessions:
+    """Evaluation keys by owner and id. Thread-safe.
+
+    A key is forgotten ``session_s`` seconds after its last use, or earlier when ``max_keys`` others were used since.
+    An owner (a token) never finds another's key.
+    """
+
+    def __init__(self, max_keys: int, session_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.session_s = session_s
+        self._max_keys = max_keys
+        self._clock = clock
+        self._keys: OrderedDict[tuple[str, str], tuple[EvaluationKey, float]] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        with self._lock:
+            self._expire()
+            return len(self._keys)
+
+    def register(self, owner: str, key: EvaluationKey) -> None:
+        """Remember ``key`` or renew its session."""
+        with self._lock:
+            self._expire()
+            self._touch((owner, key.key_id), key)
+            while len(self._keys) > self._max_keys:
+                self._keys.popitem(last=False)
+
+    def find(self, owner: str, key_id: str) -> EvaluationKey | None:
+        """The key, its session renewed; None if it is not there (any more)."""
+        with self._lock:
+            self._expire()
+            found = self._keys.get((owner, key_id))
+            if found is None:
+                return None
+            self._touch((owner, key_id), found[0])
+            return found[0]
+
+    def _touch(self, slot: tuple[str, str], key: EvaluationKey) -> None:
+        self._keys[slot] = (key, self._clock() + self.session_s)
+        self._keys.move_to_end(slot)
+
+    def _expire(self) -> None:
+        # Every use moves a key to the end with the same session length, so the order is that of expiry.
+        now = self._clock()
+        while self._keys and next(iter(self._keys.values()))[1] <= now:
+            self._keys.popitem(last=False)

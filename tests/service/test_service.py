@@ -1,0 +1,323 @@
+"""What the service answers, joins, repeats and finishes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+import mcfhe
+from mcfhe.errors import ParameterError
+from mcfhe.service.refusal import Refusal
+from mcfhe.service.replay import ENTRY_BYTES, Replays
+from mcfhe.service.sessions import Sessions
+from mcfhe.service.settings import ServiceSettings
+from mcfhe.service.tokens import Tokens
+from tests.service.support import (
+    EVALUATE,
+    PROGRAM,
+    HeldServer,
+    Live,
+    assert_refused,
+    encrypt,
+    new_client,
+    wait_for,
+)
+
+TOKENS = ("first-token-of-the-file", "second-token-of-the-file")
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def test_describes_itself(live: Live) -> None:
+    paths = live.http.get("/openapi.json").json()["paths"]
+    routes = {(route.path, method) for route in live.service.app.routes for method in route.methods - {"HEAD"}}
+    described = {(path, method.upper()) for path, item in paths.items() for method in item if method != "parameters"}
+    assert described == routes
+    assert live.http.get("/healthz").status_code == live.http.get("/readyz").status_code == 200
+    (entry,) = live.http.get("/v1/programs").json()["programs"]
+    spec = live.http.get(f"/v1/programs/{entry['program_id']}/spec")
+    assert mcfhe.ClientSpec.from_json(spec.text) == PROGRAM.client_spec()
+    assert entry["spec_sha256"] == PROGRAM.client_spec().digest()
+
+
+@pytest.mark.parametrize("profile", ["patent", "hardened"])
+@pytest.mark.parametrize("keyed", [True, False])
+def test_exact_scores(live: Live, profile: str, keyed: bool) -> None:
+    client = new_client(profile=profile)
+    request, expected = encrypt(client, 3)
+    if keyed:
+        assert_refused(live.post(request.to_bytes(embed_key=False)), 410, "register it again")
+        registered = live.post(client.evaluation_key.to_bytes(), "/v1/keys")
+        assert registered.status_code == 201
+        assert registered.json() == {"key_id": client.evaluation_key.key_id, "expires_in_s": 3600.0}
+    answer = live.post(request.to_bytes(embed_key=not keyed))
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert client.decrypt_integers(mcfhe.Response.from_bytes(answer.content), request_id=request.request_id) == expected
+
+
+def test_clients_with_different_keys_at_once(live: Live) -> None:
+    """Eight keys, eight threads, ten requests each: every client gets its own result and only that."""
+
+    def work(number: int) -> None:
+        client = new_client(profile=("patent", "hardened")[number % 2], lanes=2 + number % 3)
+        with httpx.Client(base_url=live.url) as http:
+            for count in range(1, 11):
+                request, expected = encrypt(client, count % 3 + 1)
+                headers = {"content-type": "application/octet-stream"}
+                answer = http.post(EVALUATE, content=request.to_bytes(), headers=headers)
+                response = mcfhe.Response.from_bytes(answer.content)
+                assert client.decrypt_integers(response, request_id=request.request_id) == expected
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+
+
+def test_joins_requests_of_one_key_only() -> None:
+    server, clients = HeldServer(), [new_client(), new_client()]
+    with Live([server]) as live, ThreadPoolExecutor(8) as pool:
+        blocker, _ = encrypt(new_client())
+        answers = [pool.submit(live.post, blocker.to_bytes())]
+        assert server.entered.wait(5)
+        sent = []
+        for count, client in enumerate((clients[0], clients[1], clients[0], clients[1], clients[0]), 1):
+            request, expected = encrypt(client, count)
+            sent.append((client, request, expected, pool.submit(live.post, request.to_bytes())))
+            wait_for(lambda count=count: live.metric("mcfhe_waiting_requests") == count)
+        server.open.set()
+        assert answers[0].result().status_code == 200
+        for client, request, expected, answer in sent:
+            response = mcfhe.Response.from_bytes(answer.result().content)
+            assert client.decrypt_integers(response, request_id=request.request_id) == expected
+    assert server.batches == [1, 1 + 3 + 5, 2 + 4]
+
+
+def test_a_failing_batch_is_tried_one_by_one() -> None:
+    class Picky(HeldServer):
+        def evaluate(self, request: mcfhe.Request, progress: object = None) -> mcfhe.Response:
+            response: mcfhe.Response = super().evaluate(request, progress)
+            if request.batch >= 2:
+                raise MemoryError("secret detail")
+            return response
+
+    server, client = Picky(), new_client()
+    with Live([server]) as live, ThreadPoolExecutor(4) as pool:
+        jobs = [encrypt(client, count)[0] for count in (1, 1, 2, 1)]
+        answers = []
+        for number, request in enumerate(jobs):
+            answers.append(pool.submit(live.post, request.to_bytes()))
+            wait_for(lambda number=number: live.metric("mcfhe_inflight_requests") == number + 1)
+        server.open.set()
+        statuses = [answer.result().status_code for answer in answers]
+        assert statuses == [200, 200, 500, 200]
+        assert_refused(answers[2].result(), 500, "internal error")
+        assert "secret" not in answers[2].result().text
+
+
+def test_busy_is_told_to_come_back_and_the_loop_stays_responsive() -> None:
+    server, client = HeldServer(), new_client()
+    with Live([server], max_inflight=2) as live, ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(live.post, encrypt(client)[0].to_bytes()) for _ in range(2)]
+        wait_for(lambda: live.metric("mcfhe_inflight_requests") == 2)
+        start = time.monotonic()
+        refused = live.post(encrypt(client)[0].to_bytes())
+        assert_refused(refused, 429, "busy")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert live.http.get("/healthz").status_code == 200
+        assert time.monotonic() - start < 1
+        server.open.set()
+        assert [answer.result().status_code for answer in answers] == [200, 200]
+        wait_for(lambda: live.metric("mcfhe_inflight_bytes") == 0)
+        assert live.post(encrypt(client)[0].to_bytes()).status_code == 200
+
+
+def test_bytes_inside_are_bounded() -> None:
+    server, client = HeldServer(), new_client()
+    body = encrypt(client, 4)[0].to_bytes()
+    limits = {"max_body_bytes": len(body), "max_inflight_bytes": len(body) + 100}
+    with Live([server], **limits) as live, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(live.post, body)
+        assert server.entered.wait(5)
+        assert_refused(live.post(encrypt(client, 4)[0].to_bytes()), 429, "bytes")
+        server.open.set()
+        assert answer.result().status_code == 200
+
+
+def test_a_retry_is_not_evaluated_twice() -> None:
+    server, client = HeldServer(), new_client()
+    with Live([server]) as live, ThreadPoolExecutor(3) as pool:
+        body = encrypt(client)[0].to_bytes()
+        answers = [pool.submit(live.post, body) for _ in range(3)]
+        wait_for(lambda: live.metric("mcfhe_replayed_total") == 2)
+        server.open.set()
+        first = answers[0].result().content
+        assert {answer.result().content for answer in answers} == {first}
+        assert live.post(body).content == first
+        assert server.batches == [1]
+
+
+def test_a_request_id_stands_for_one_content(live: Live) -> None:
+    client = new_client()
+    request, _ = encrypt(client)
+    other, _ = encrypt(client)
+    object.__setattr__(other, "request_id", request.request_id)
+    assert live.post(request.to_bytes()).status_code == 200
+    assert_refused(live.post(other.to_bytes()), 409, "used before")
+
+
+def test_answers_are_forgotten_after_their_time() -> None:
+    server = HeldServer()
+    server.open.set()
+    with Live([server], replay_s=0.05) as live:
+        body = encrypt(new_client())[0].to_bytes()
+        assert live.post(body).status_code == 200
+        time.sleep(0.1)
+        assert live.post(body).status_code == 200
+    assert server.batches == [1, 1]
+
+
+def test_time_limit_then_retry_finds_the_result() -> None:
+    server, client = HeldServer(), new_client()
+    with Live([server], request_timeout_s=0.1) as live:
+        request, expected = encrypt(client)
+        late = live.post(request.to_bytes())
+        assert_refused(late, 503, "same request again")
+        assert late.headers["retry-after"]
+        server.open.set()
+        wait_for(lambda: live.metric("mcfhe_inflight_requests") == 0)
+        answer = live.post(request.to_bytes())
+        assert client.decrypt_integers(mcfhe.Response.from_bytes(answer.content)) == expected
+    assert server.batches == [1]
+
+
+def test_shutdown_finishes_what_was_accepted() -> None:
+    server, client = HeldServer(), new_client()
+    live = Live([server])
+    with live, ThreadPoolExecutor(3) as pool:
+        sent = [encrypt(client) for _ in range(3)]
+        answers = [pool.submit(live.post, request.to_bytes()) for request, _ in sent]
+        wait_for(lambda: live.metric("mcfhe_inflight_requests") == 3)
+        stopping = threading.Thread(target=live.stop)
+        stopping.start()
+        wait_for(lambda: not live.service.accepting)
+        time.sleep(0.3)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(live.url + "/readyz")
+        server.open.set()
+        for (request, expected), answer in zip(sent, answers, strict=True):
+            response = mcfhe.Response.from_bytes(answer.result().content)
+            assert client.decrypt_integers(response, request_id=request.request_id) == expected
+        stopping.join(10)
+
+
+def test_tokens_guard_everything_but_the_open_paths() -> None:
+    client = new_client()
+    with Live(tokens=TOKENS) as live:
+        for headers in (
+            {},
+            bearer("wrong-token-of-the-file"),
+            {"authorization": f"Basic {TOKENS[0]}"},
+            {"authorization": "Bearer"},
+        ):
+            for path in ("/v1/programs", "/nowhere", f"/v1/programs/{PROGRAM.program_id}/spec"):
+                refused = live.http.get(path, headers=headers)
+                assert_refused(refused, 401, "Bearer")
+                assert refused.headers["www-authenticate"] == "Bearer"
+            assert_refused(live.post(encrypt(client)[0].to_bytes(), **headers), 401)
+        for path in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
+            assert live.http.get(path).status_code == 200
+        request, _ = encrypt(client)
+        first, second = bearer(TOKENS[0]), bearer(TOKENS[1])
+        assert live.post(client.evaluation_key.to_bytes(), "/v1/keys", **first).status_code == 201
+        assert live.post(request.to_bytes(embed_key=False), **first).status_code == 200
+        # neither the key nor the finished answer is there for another token
+        assert_refused(live.post(request.to_bytes(embed_key=False), **second), 410)
+        replayed = live.metric("mcfhe_replayed_total")
+        assert live.post(request.to_bytes(), **second).status_code == 200
+        assert live.metric("mcfhe_replayed_total") == replayed
+
+
+def test_tokens_are_matched_and_not_shown() -> None:
+    assert Tokens(TOKENS).owner("bearer " + TOKENS[1]) == "token-2"
+    for bad in ([], ["short"], ["with space in the middle"], ["ümlaut-token-of-the-file"]):
+        with pytest.raises(ParameterError):
+            Tokens(bad)
+    assert TOKENS[0] not in repr(Tokens(TOKENS)) + str(vars(Tokens(TOKENS)))
+
+
+def test_sessions_expire_and_are_bounded() -> None:
+    clients = [new_client() for _ in range(3)]
+    with Live(max_keys=2, session_s=1.0) as live:
+        for client in clients:
+            assert live.post(client.evaluation_key.to_bytes(), "/v1/keys").status_code == 201
+        assert_refused(live.post(encrypt(clients[0])[0].to_bytes(embed_key=False)), 410)
+        assert live.post(encrypt(clients[2])[0].to_bytes(embed_key=False)).status_code == 200
+        time.sleep(1.2)
+        assert_refused(live.post(encrypt(clients[2])[0].to_bytes(embed_key=False)), 410, "expired")
+        assert live.metric("mcfhe_registered_keys") == 0
+
+
+def test_use_extends_a_session_and_the_least_used_key_goes_first() -> None:
+    now = [0.0]
+    sessions = Sessions(2, 10.0, clock=lambda: now[0])
+    keys = [new_client().evaluation_key for _ in range(3)]
+    sessions.register("a", keys[0])
+    sessions.register("a", keys[1])
+    now[0] = 6.0
+    assert sessions.find("a", keys[0].key_id) == keys[0]
+    assert sessions.find("b", keys[0].key_id) is None
+    sessions.register("a", keys[2])  # the second was used longest ago
+    assert [sessions.find("a", key.key_id) for key in keys] == [keys[0], None, keys[2]]
+    now[0] = 15.9
+    assert len(sessions) == 2
+    now[0] = 16.0
+    assert len(sessions) == 0
+
+
+def test_replays_are_bounded_in_time_and_bytes() -> None:
+    async def steps() -> None:
+        now = [0.0]
+        replays, loop = Replays(10.0, 2 * ENTRY_BYTES + 100, clock=lambda: now[0]), asyncio.get_running_loop()
+
+        async def finish(number: int, result: bytes | Exception) -> tuple[str, str, str]:
+            slot, answer = ("owner", "program", str(number)), loop.create_future()
+            replays.begin(slot, "digest", answer)
+            assert replays.find(slot, "digest") is answer
+            answer.set_result(result) if isinstance(result, bytes) else answer.set_exception(result)
+            await asyncio.sleep(0)
+            return slot
+
+        first, second = await finish(1, bytes(60)), await finish(2, bytes(30))
+        assert replays.find(first, "digest") is not None
+        third = await finish(3, bytes(60))
+        assert replays.find(first, "digest") is None
+        failed = await finish(4, Refusal(500, "failed"))
+        assert replays.find(failed, "digest") is None
+        with pytest.raises(Refusal, match="used before"):
+            replays.find(second, "another digest")
+        now[0] = 10.0
+        assert [replays.find(slot, "digest") for slot in (second, third)] == [None, None]
+
+    asyncio.run(steps())
+
+
+def test_metrics_count(live: Live) -> None:
+    before = live.metric("mcfhe_images_total")
+    request, _ = encrypt(new_client(), 2)
+    live.post(request.to_bytes())
+    assert live.metric("mcfhe_images_total") == before + 2
+    assert request.request_id not in live.http.get("/metrics").text
+    assert request.key_id[:12] not in live.http.get("/metrics").text
+
+
+@pytest.mark.parametrize("bad", [{"max_inflight": 0}, {"session_s": -1.0}, {"max_inflight_bytes": 1}])
+def test_settings_refuse(bad: dict[str, float]) -> None:
+    with pytest.raises(ParameterError, match=next(iter(bad))):
+        ServiceSettings(**bad)  # type: ignore[arg-type]
