@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -11,8 +12,13 @@ from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Graph, Linear, Pol
 _fractions = np.vectorize(Fraction, otypes=[object])
 
 
-def evaluate_rational(graph: Graph, image: np.ndarray) -> list[Fraction]:
-    """Output values, row major, of one image ``[C, H, W]`` of ints, floats or fractions."""
+def evaluate_rational(
+    graph: Graph, image: np.ndarray, pool_weight: Callable[[int], Fraction] = lambda divisor: Fraction(1, divisor)
+) -> list[Fraction]:
+    """Output values, row major, of one image ``[C, H, W]`` of ints, floats or fractions.
+
+    ``pool_weight(divisor)`` is what a pool's window sum is multiplied by; the letter rounds it to the scale.
+    """
     values = [_fractions(image)]
     for node, shape in zip(graph.nodes[1:], graph.shapes[1:], strict=True):
         x = values[node.inputs[0]]
@@ -32,7 +38,7 @@ def evaluate_rational(graph: Graph, image: np.ndarray) -> list[Fraction]:
             for o, r, c in np.ndindex(*shape):
                 top, left = r * node.stride[0], c * node.stride[1]
                 window = padded[o, top : top + node.kernel[0], left : left + node.kernel[1]]
-                y[o, r, c] = window.sum() / node.divisor
+                y[o, r, c] = window.sum() * pool_weight(node.divisor)
         elif isinstance(node, Linear):
             y = _fractions(node.weight) @ x + (0 if node.bias is None else _fractions(node.bias))
         elif isinstance(node, Poly):

@@ -22,6 +22,7 @@ from mcfhe.graph.steps import AddStep, ConcatStep, Conv2dStep, LinearStep, PolyS
 from mcfhe.modular.constants import LetterConstants, pool_factor, rounding_notes
 from mcfhe.modular.plan import input_intervals, input_orders, lower, max_noise, quantise
 from tests.graph_support import one_thread, random_graph, random_integers  # noqa: F401 - a fixture
+from tests.rational import evaluate_rational
 
 IMAGE = Input(name="input", inputs=(), shape=(1, 4, 4))
 VECTOR = (Input(name="input", inputs=(), shape=(2, 1, 1)), Flatten(name="flatten", inputs=(0,)))
@@ -146,46 +147,12 @@ def test_integers_stand_for_the_quantised_network(seed: int, amplification: int,
     program = lower(graph, bits, amplification, order)
     plain = random_integers(random, graph.input_shape, 50)
     scores = evaluate_integers(program, plain[None] * order.denominator(amplification))[0]
-    expected = exact_scores(quantise(graph, bits), plain, bits)
+
+    def pool_weight(divisor: int) -> Fraction:  # as the letter says
+        return Fraction(pool_factor(divisor, bits), 1 << bits) if divisor > 1 else Fraction(1)
+
+    expected = evaluate_rational(quantise(graph, bits), plain, pool_weight)
     assert [program.output_order.value(v, amplification) for v in scores] == expected
-
-
-def exact_scores(graph: Graph, image: np.ndarray, scale_bits: int) -> list[Fraction]:
-    """The float graph on fractions; a pool multiplies by round(Delta / divisor) / Delta as the letter says."""
-    fractions = np.vectorize(Fraction, otypes=[object])
-    values = [fractions(image)]
-    for node, shape in zip(graph.nodes[1:], graph.shapes[1:], strict=True):
-        x = values[node.inputs[0]]
-        if isinstance(node, Conv2d | AvgPool2d):
-            if isinstance(node, Conv2d):
-                weight, spread, groups = fractions(node.weight), node.dilation, node.groups
-                bias = fractions(node.bias) if node.bias is not None else fractions(np.zeros(len(weight)))
-            else:
-                factor = Fraction(pool_factor(node.divisor, scale_bits), 1 << scale_bits) if node.divisor > 1 else 1
-                weight, spread, groups = np.full((len(x), 1, *node.kernel), factor), (1, 1), len(x)
-                bias = fractions(np.zeros(len(x)))
-            padded = np.pad(x, [(0, 0), *((p, p) for p in node.padding)], constant_values=Fraction(0))
-            y = np.empty(shape, object)
-            for o, r, c in np.ndindex(*shape):
-                first = o // (len(weight) // groups) * weight.shape[1]
-                rows = slice(r * node.stride[0], r * node.stride[0] + spread[0] * (weight.shape[2] - 1) + 1, spread[0])
-                columns = slice(
-                    c * node.stride[1], c * node.stride[1] + spread[1] * (weight.shape[3] - 1) + 1, spread[1]
-                )
-                y[o, r, c] = (weight[o] * padded[first : first + weight.shape[1], rows, columns]).sum() + bias[o]
-        elif isinstance(node, Linear):
-            y = fractions(node.weight) @ x + (0 if node.bias is None else fractions(node.bias))
-        elif isinstance(node, Poly):
-            rows_of = fractions(node.coefficients).reshape(-1, *(1,) * (x.ndim - 1), node.coefficients.shape[1])
-            y = sum(rows_of[..., i] * x**i for i in range(node.coefficients.shape[1]))
-        elif isinstance(node, Add):
-            y = x + values[node.inputs[1]]
-        elif isinstance(node, Concat):
-            y = np.concatenate([values[i] for i in node.inputs])
-        else:
-            y = x.reshape(-1)
-        values.append(np.broadcast_to(y, shape))
-    return list(values[-1])
 
 
 @given(st.integers(0, 2**32))
