@@ -58,7 +58,6 @@ _POLICY = "; ".join(
 )
 _HEADERS = {
     "content-security-policy": _POLICY,
-    "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
@@ -106,7 +105,10 @@ def _samples() -> bytes:
         "height": height,
         "width": width,
         "images": [
-            {"name": sample.class_names[label], "pixels": base64.b64encode(sample.images[index].numpy()).decode()}
+            {
+                "name": sample.class_names[label],
+                "pixels": base64.b64encode(sample.images[index].numpy().tobytes()).decode(),
+            }
             for label, index in enumerate(first)
         ],
     }

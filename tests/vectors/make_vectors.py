@@ -98,7 +98,7 @@ def make(folder: Path) -> None:
         cases[profile] = _describe(client, integers, client.decrypt_integers(response), request_id) | {
             "scores": client.decrypt(response).tolist(),
             "random_hex": {name: Recorded.made[purpose].given.hex() for name, purpose in drawn.items()},
-            "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+            "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         }
     body = {
         "format": "mcfhe/test-vectors",

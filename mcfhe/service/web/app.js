@@ -4,7 +4,7 @@ import { Api } from "./api.js";
 import { fromBase64 } from "./bytes.js";
 import { Pad } from "./draw.js";
 import { Refused } from "./errors.js";
-import { decode, fromGrey, toInput } from "./image.js";
+import { fromGrey, reduce, toPixels } from "./image.js";
 import { parseSpec } from "./spec.js";
 import { Vault } from "./vault.js";
 import { clearResults, element, make, paint, showFailure, showScores, showStatus, showSteps, showTiles } from "./view.js";
@@ -17,15 +17,19 @@ const PROFILE_NOTES = {
 const api = new Api(new URL(".", document.baseURI), showStatus);
 const vault = new Vault();
 const registered = new Set(); // key ids
-const pictures = { sample: null, file: null, pad: null };
+const originals = { sample: null, file: null }; // a Picture, a File
+const reduced = { sample: null, file: null, pad: null }; // {picture, note} in the program's size
 
 let chosen = null; // {programId, spec, specText}
-let input = null; // {pixels, note}
+let input = null; // Uint8Array [C, H, W]
+let isBusy = false;
 
-/** Run a task of the user's; whatever fails is one line, and controls come back as they were. */
+/** Run a task of the user's, one at a time; whatever fails is one line, and controls and focus come back as they were. */
 async function attempt(task) {
+  if (isBusy) return;
+  const focused = document.activeElement;
   showFailure();
-  for (const id of ["controls", "source"]) element(id).disabled = true;
+  lock(true);
   try {
     await task();
   } catch (error) {
@@ -33,10 +37,16 @@ async function attempt(task) {
     showFailure(error instanceof Refused ? error.message : "Something in this page failed; reload it.");
     if (error.status === 401) askForToken();
   } finally {
-    element("controls").disabled = !element("program").options.length;
-    element("source").disabled = !chosen;
-    element("run").disabled = !input;
+    lock(false);
+    if (document.activeElement === document.body) focused.focus();
   }
+}
+
+function lock(busy) {
+  isBusy = pad.isLocked = busy;
+  element("controls").disabled = busy || !element("program").options.length;
+  element("source").disabled = busy || !chosen;
+  element("run").disabled = !input;
 }
 
 function askForToken() {
@@ -50,7 +60,7 @@ async function connect() {
   element("access").hidden = true;
   element("program").replaceChildren(
     ...programs.map(({ program_id: id, input_shape: shape, labels }) => {
-      const option = make("option", `${summary(labels)} · ${shape.join(" × ")} · ${id.slice(0, 8)}`);
+      const option = make("option", `${shape.join(" × ")}, ${summary(labels)}, ${id.slice(0, 8)}`);
       option.value = id;
       return option;
     }),
@@ -59,8 +69,8 @@ async function connect() {
 }
 
 function summary(labels) {
-  const text = labels.slice(0, 3).join(", ");
-  return `${labels.length} classes (${text.length > 40 ? `${text.slice(0, 39)}…` : text}${labels.length > 3 ? ", …" : ""})`;
+  const names = labels.slice(0, 2).join(", ");
+  return `${labels.length} classes (${names.length > 28 ? `${names.slice(0, 27)}…` : names}${labels.length > 2 ? ", …" : ""})`;
 }
 
 async function choose(programId) {
@@ -74,9 +84,19 @@ async function choose(programId) {
   if (!spec.profiles[profile()]) element(Object.keys(spec.profiles)[0]).checked = true;
   element("profile-note").textContent = PROFILE_NOTES[profile()];
   pad.resize(spec.inputShape[2], spec.inputShape[1]);
-  pictures.pad = null;
+  reduced.pad = null;
+  for (const name of Object.keys(originals)) await take(name, originals[name]);
   showStatus("");
   refresh();
+}
+
+/** A picture of one source, kept and brought to the program's size. */
+async function take(name, original) {
+  originals[name] = reduced[name] = null;
+  if (!original || !chosen) return;
+  const shape = chosen.spec.inputShape;
+  reduced[name] = original instanceof Blob ? await vault.call("reduce", { file: original, shape }) : reduce(original, shape);
+  originals[name] = original;
 }
 
 function profile() {
@@ -87,23 +107,24 @@ function source() {
   return document.querySelector("input[name=source]:checked").value;
 }
 
-/** The program's input from the picture that is chosen; results of another image disappear. */
+/** The program's input from the source that is chosen; results of another image disappear. */
 function refresh() {
-  for (const name of Object.keys(pictures)) element(`${name}-panel`).hidden = name !== source();
-  const picture = pictures[source()];
-  setInput(chosen && picture ? toInput(picture, chosen.spec.inputShape, element("invert").checked) : null);
+  for (const name of Object.keys(reduced)) element(`${name}-panel`).hidden = name !== source();
+  setInput(chosen && reduced[source()]);
 }
 
-function setInput(value) {
-  input = value;
+/** @param {{picture: import("./image.js").Picture, note: string} | null} from in the program's size */
+function setInput(from) {
   clearResults();
   showSteps([]);
+  const shape = chosen?.spec.inputShape;
+  const made = from && toPixels(from.picture, shape, element("invert").checked);
+  input = made && made.pixels;
   element("run").disabled = !input;
   element("save").disabled = true;
   element("input").hidden = !input;
-  const shape = chosen?.spec.inputShape;
-  element("input-note").textContent = input ? `${shape.join(" × ")}, ${input.note}` : "Choose an image first.";
-  if (input) paint(element("input"), input.pixels, shape);
+  element("input-note").textContent = made ? [shape.join(" × "), from.note, ...made.notes].join(", ") : "Choose an image first.";
+  if (input) paint(element("input"), input, shape);
 }
 
 function slot() {
@@ -135,7 +156,7 @@ async function classify() {
   add("Draw the key, once", "this tab", key.milliseconds);
   if (!registered.has(key.keyId)) add("Register its primes, once a session", "server", await register(key), key.evaluationKey.length);
   showStatus("Encrypting …");
-  const { body, requestId, tiles, milliseconds } = await vault.call("encrypt", { slot: slot(), pixels: input.pixels });
+  const { body, requestId, tiles, milliseconds } = await vault.call("encrypt", { slot: slot(), pixels: input });
   add("Encrypt", "this tab", milliseconds);
   showTiles(tiles, key);
   element("save").disabled = false;
@@ -190,10 +211,16 @@ async function loadSamples() {
     button.append(canvas);
     const select = () => {
       for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
-      pictures.sample = fromGrey(grey, width, height);
       element("samples-note").textContent = `${from}: ${name}`;
+      originals.sample = fromGrey(grey, width, height);
     };
-    button.addEventListener("click", () => attempt(() => (select(), refresh())));
+    button.addEventListener("click", () =>
+      attempt(async () => {
+        select();
+        await take("sample", originals.sample);
+        refresh();
+      }),
+    );
     return Object.assign(button, { select });
   });
   element("samples").replaceChildren(...buttons);
@@ -202,14 +229,15 @@ async function loadSamples() {
 
 async function takeFile(file) {
   if (!file) return;
-  pictures.file = null;
-  refresh();
-  pictures.file = await decode(file);
-  refresh();
+  try {
+    await take("file", file);
+  } finally {
+    refresh();
+  }
 }
 
 const pad = new Pad(element("pad"), element("pen"), () => {
-  pictures.pad = pad.picture();
+  reduced.pad = reduce(pad.picture(), chosen.spec.inputShape);
   refresh();
 });
 
@@ -222,13 +250,15 @@ element("access").addEventListener("submit", (event) => {
 });
 element("program").addEventListener("change", () => attempt(() => choose(element("program").value)));
 for (const radio of document.querySelectorAll("input[name=profile]")) {
-  radio.addEventListener("change", () => {
-    element("profile-note").textContent = PROFILE_NOTES[profile()];
-    refresh();
-  });
+  radio.addEventListener("change", () =>
+    attempt(() => {
+      element("profile-note").textContent = PROFILE_NOTES[profile()];
+      refresh();
+    }),
+  );
 }
 for (const radio of document.querySelectorAll("input[name=source]")) radio.addEventListener("change", () => attempt(refresh));
-element("invert").addEventListener("change", refresh);
+element("invert").addEventListener("change", () => attempt(refresh));
 element("file").addEventListener("change", () => attempt(() => takeFile(element("file").files[0])));
 element("drop").addEventListener("dragover", (event) => event.preventDefault());
 element("drop").addEventListener("drop", (event) => {
@@ -237,7 +267,7 @@ element("drop").addEventListener("drop", (event) => {
 });
 element("clear").addEventListener("click", () => {
   pad.clear();
-  pictures.pad = null;
+  reduced.pad = null;
   refresh();
 });
 element("run").addEventListener("click", () => attempt(classify));

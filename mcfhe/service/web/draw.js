@@ -11,6 +11,7 @@ export class Pad {
   #zoom = 1;
   #pen = [0, 0];
   #keyDown = false;
+  isLocked = false;
 
   /** @param {HTMLCanvasElement} canvas @param {HTMLElement} cursor shows the pen while the keyboard moves it @param {() => void} onChange */
   constructor(canvas, cursor, onChange) {
@@ -19,13 +20,14 @@ export class Pad {
     this.onChange = onChange;
     this.#context = canvas.getContext("2d", { willReadFrequently: true });
     canvas.addEventListener("pointerdown", (event) => {
+      if (this.isLocked) return;
       canvas.setPointerCapture(event.pointerId);
       this.cursor.hidden = true;
       this.#last = null;
       this.#stroke(this.#at(event));
     });
     canvas.addEventListener("pointermove", (event) => {
-      if (event.buttons) this.#stroke(this.#at(event));
+      if (event.buttons && !this.isLocked) this.#stroke(this.#at(event));
     });
     canvas.addEventListener("keydown", (event) => this.#key(event));
     canvas.addEventListener("blur", () => (this.cursor.hidden = true));
@@ -37,13 +39,15 @@ export class Pad {
     this.#zoom = Math.max(1, Math.floor(448 / Math.max(width, height)));
     this.canvas.width = width * this.#zoom;
     this.canvas.height = height * this.#zoom;
-    this.#pen = [width / 2, height / 2];
     this.clear();
   }
 
+  /** Black, the pen lifted and in the middle. */
   clear() {
-    this.isEmpty = true;
     this.#last = null;
+    this.#keyDown = false;
+    this.#pen = this.#size.map((side) => side / 2);
+    this.cursor.hidden = true;
     this.#context.fillStyle = "black";
     this.#context.fillRect(0, 0, this.canvas.width, this.canvas.height);
   }
@@ -72,7 +76,6 @@ export class Pad {
     context.stroke();
     this.#last = point;
     this.#pen = point;
-    this.isEmpty = false;
     this.onChange();
   }
 
@@ -80,6 +83,7 @@ export class Pad {
     const move = MOVES[event.key];
     if (!move && event.key !== " ") return;
     event.preventDefault();
+    if (this.isLocked) return;
     if (move) {
       this.#pen = this.#pen.map((value, axis) => Math.min(this.#size[axis], Math.max(0, value + STEP * move[axis])));
       if (this.#keyDown) this.#stroke(this.#pen);

@@ -5,10 +5,7 @@ import { Refused } from "./errors.js";
 const MAX_FILE_BYTES = 32 * 2 ** 20;
 const MAX_SIDE = 4096;
 
-/**
- * @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture RGBA, row by row
- * @typedef {{pixels: Uint8Array, note: string}} Input and what was done to get there
- */
+/** @typedef {{width: number, height: number, data: Uint8ClampedArray}} Picture RGBA, row by row; opaque */
 
 /** Decode a PNG or JPEG; transparent parts become white. @param {Blob} file @returns {Promise<Picture>} */
 export async function decode(file) {
@@ -30,7 +27,8 @@ export async function decode(file) {
     context.fillStyle = "white";
     context.fillRect(0, 0, width, height);
     context.drawImage(bitmap, 0, 0);
-    return context.getImageData(0, 0, width, height);
+    const { data } = context.getImageData(0, 0, width, height);
+    return { width, height, data };
   } finally {
     bitmap.close();
   }
@@ -44,53 +42,55 @@ export function fromGrey(grey, width, height) {
 }
 
 /**
- * A picture of the program's size is taken pixel by pixel. Another one is cropped at its centre to the program's
- * proportions, then every pixel becomes the mean of the area it covers.
+ * A picture of the program's size stays as it is. Another one is cropped at its centre to the program's proportions, then
+ * every pixel becomes the mean of the area it covers.
  * @param {Picture} picture
+ * @param {number[]} shape [C, H, W]
+ * @returns {{picture: Picture, note: string}} of H x W pixels, and what was done
+ */
+export function reduce(picture, [, height, width]) {
+  if (picture.width === width && picture.height === height) return { picture, note: "taken pixel by pixel" };
+  const scale = Math.min(picture.width / width, picture.height / height);
+  const [across, down] = [scale * width, scale * height];
+  const columns = spans(width, scale, (picture.width - across) / 2, picture.width);
+  const rows = spans(height, scale, (picture.height - down) / 2, picture.height);
+  const cropped = across < picture.width || down < picture.height;
+  return {
+    picture: { width, height, data: means(picture, columns, rows) },
+    note: `${picture.width} × ${picture.height} ${cropped ? "cropped at the centre and " : ""}resized by area means`,
+  };
+}
+
+/**
+ * @param {Picture} picture of H x W pixels
  * @param {number[]} shape [C, H, W], C 1 (grey, with Pillow's integer weights) or 3
  * @param {boolean} invert
- * @returns {Input}
+ * @returns {{pixels: Uint8Array, notes: string[]}} [C, H, W] and what was done
  */
-export function toInput(picture, [channels, height, width], invert) {
+export function toPixels({ data }, [channels, height, width], invert) {
   if (channels !== 1 && channels !== 3) {
     throw new Refused(`This program takes ${channels} channels; this page makes images of 1 or 3. Use the mcfhe command line.`);
   }
-  const planes = toPlanes(picture, channels);
-  const pixels = new Uint8Array(channels * height * width);
+  const area = height * width;
+  const pixels = new Uint8Array(channels * area);
   const notes = [];
-  if (picture.width === width && picture.height === height) {
-    planes.forEach((plane, channel) => pixels.set(plane, channel * plane.length));
-    notes.push("taken pixel by pixel");
-  } else {
-    const scale = Math.min(picture.width / width, picture.height / height);
-    const crop = { width: scale * width, height: scale * height };
-    const columns = spans(width, scale, (picture.width - crop.width) / 2, picture.width);
-    const rows = spans(height, scale, (picture.height - crop.height) / 2, picture.height);
-    planes.forEach((plane, channel) => {
-      pixels.set(means(plane, picture.width, columns, rows), channel * height * width);
-    });
-    const cropped = crop.width < picture.width || crop.height < picture.height;
-    notes.push(`${picture.width} × ${picture.height} ${cropped ? "cropped at the centre and " : ""}resized by area means`);
+  for (let at = 0; at < area; at++) {
+    const [red, green, blue] = [data[4 * at], data[4 * at + 1], data[4 * at + 2]];
+    if (channels === 3) {
+      pixels[at] = red;
+      pixels[area + at] = green;
+      pixels[2 * area + at] = blue;
+    } else {
+      // ITU-R 601-2 luma in 16-bit fixed point, as Pillow rounds it; equal channels stay as they are.
+      pixels[at] = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16;
+      if (!notes.length && (red !== green || red !== blue)) notes.push("turned grey");
+    }
   }
-  if (channels === 1 && isColoured(picture)) notes.push("turned grey");
   if (invert) {
     pixels.forEach((value, at) => (pixels[at] = 255 - value));
     notes.push("inverted");
   }
-  return { pixels, note: notes.join(", ") };
-}
-
-function isColoured({ data }) {
-  for (let at = 0; at < data.length; at += 4) if (data[at] !== data[at + 1] || data[at] !== data[at + 2]) return true;
-  return false;
-}
-
-function toPlanes({ data }, channels) {
-  const area = data.length / 4;
-  if (channels === 3) return [0, 1, 2].map((channel) => Uint8Array.from({ length: area }, (_, at) => data[4 * at + channel]));
-  // ITU-R 601-2 luma in 16-bit fixed point, as Pillow rounds it; equal channels stay as they are.
-  const luma = (at) => (19595 * data[at] + 38470 * data[at + 1] + 7471 * data[at + 2] + 0x8000) >> 16;
-  return [Uint8Array.from({ length: area }, (_, at) => luma(4 * at))];
+  return { pixels, notes };
 }
 
 /** For each of `count` cells of `size` source pixels from `start`: the source pixels it covers, each with its share. */
@@ -105,14 +105,23 @@ function spans(count, size, start, limit) {
   });
 }
 
-function means(plane, stride, columns, rows) {
-  const out = new Uint8Array(columns.length * rows.length);
+function means({ width, data }, columns, rows) {
+  const out = new Uint8ClampedArray(4 * columns.length * rows.length); // rounds to nearest, ties to even
   let at = 0;
   for (const row of rows) {
     for (const column of columns) {
-      let sum = 0;
-      for (const [y, down] of row) for (const [x, across] of column) sum += plane[y * stride + x] * down * across;
-      out[at++] = Math.min(255, Math.round(sum));
+      let [red, green, blue] = [0, 0, 0];
+      for (const [y, down] of row) {
+        for (const [x, across] of column) {
+          const from = 4 * (y * width + x);
+          const share = down * across;
+          red += share * data[from];
+          green += share * data[from + 1];
+          blue += share * data[from + 2];
+        }
+      }
+      out.set([red, green, blue, 255], at);
+      at += 4;
     }
   }
   return out;

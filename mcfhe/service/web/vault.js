@@ -20,7 +20,7 @@ export class Vault {
     };
   }
 
-  /** @param {"open" | "encrypt" | "save" | "decrypt"} operation @param {object} given see worker.js @returns {Promise<any>} */
+  /** @param {"reduce" | "open" | "encrypt" | "save" | "decrypt"} operation @param {object} given see worker.js @returns {Promise<any>} */
   call(operation, given) {
     const id = this.#next++;
     return new Promise((resolve, reject) => {

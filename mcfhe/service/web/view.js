@@ -1,6 +1,10 @@
 /** What the page shows. Text goes in as text: nothing from the server or a file is ever parsed as markup. */
 
 const SHOWN_SCORES = 12;
+const WHAT_SHOWS = {
+  patent: "Every lane is the image times a factor: equal pixels stay equal, and the outlines show in all of them.",
+  hardened: "One lane in each row is true, the others are random.",
+};
 
 /** @param {string} id @returns {HTMLElement} */
 export function element(id) {
@@ -41,7 +45,7 @@ export function showFailure(text = "") {
 }
 
 /** The sub-images, a row a limb and a column a lane. */
-export function showTiles({ images, moduli, height, width }, key) {
+export function showTiles({ images, moduli, height, width, isSmall }, key) {
   const grid = element("tiles");
   grid.replaceChildren();
   grid.classList.remove("empty");
@@ -58,11 +62,9 @@ export function showTiles({ images, moduli, height, width }, key) {
   });
   const shown = `${images.length} of ${key.limbs} limbs in all ${key.lanes} lanes`;
   grid.setAttribute("aria-label", `Sub-images as the server sees them: ${shown}.`);
-  element("tiles-note").textContent =
-    `${shown}, first channel, black 0, white the modulus. ` +
-    (key.profile === "patent"
-      ? "Every lane is the image times a factor: equal pixels stay equal, and the outlines show in all of them."
-      : "One lane in each row is true and the others are random. In the true lanes the numbers are small, so they betray themselves.");
+  element("tiles-note").textContent = `${shown}, first channel; black is 0, white the modulus. ${WHAT_SHOWS[key.profile]} ${
+    key.profile === "hardened" && isSmall ? "Its numbers are small, above or below 0, so it betrays itself." : ""
+  }`;
 }
 
 /** Empty places where sub-images and scores will be. */

@@ -1,8 +1,9 @@
-/** Off the page's thread: the only place that holds keys. They are gone when the tab is reloaded or closed. */
+/** Off the page's thread: whatever takes long, and the only place that holds keys, until the tab is reloaded or closed. */
 
 import { decryptIntegers, denominator, quotient } from "./decrypt.js";
 import { encrypt } from "./encrypt.js";
 import { Refused } from "./errors.js";
+import { decode, reduce } from "./image.js";
 import { generateKey } from "./keys.js";
 import { evaluationKey, newRequestId, readResponse, request } from "./messages.js";
 import { RandomStream } from "./random.js";
@@ -15,6 +16,11 @@ const SHOWN_LIMBS = 3;
 const held = new Map();
 
 const operations = {
+  /** A file's picture in the program's size. */
+  async reduce({ file, shape }) {
+    return reduce(await decode(file), shape);
+  },
+
   /** The key of a slot, drawn if there is none or a `fresh` one is asked for. Only public values are returned. */
   async open({ slot, specText, programId, profile, fresh }) {
     if (fresh || !held.has(slot)) {
@@ -64,11 +70,12 @@ const operations = {
   },
 };
 
-/** Residues of channel 0 as grey values r * 256 / b: [limb][lane] of H * W. */
+/** Residues of channel 0 as grey values r * 256 / b: [limb][lane] of H * W; and whether V is small beside the moduli. */
 function tiles(ciphertext, { spec, key }) {
   const [channels, height, width] = spec.inputShape;
   const area = height * width;
   const shown = key.moduli.slice(0, SHOWN_LIMBS);
+  const largest = key.amplification * Math.max(...spec.table.flat().map(Math.abs)) + key.noise;
   const images = shown.map((b, limb) =>
     Array.from({ length: key.lanes }, (_, lane) =>
       Uint8Array.from({ length: area }, (_, at) => {
@@ -77,7 +84,7 @@ function tiles(ciphertext, { spec, key }) {
       }),
     ),
   );
-  return { images, moduli: shown, height, width };
+  return { images, moduli: shown, height, width, isSmall: 4 * largest < Math.min(...shown) };
 }
 
 self.onmessage = async ({ data: { id, operation, arguments: given } }) => {
