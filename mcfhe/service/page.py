@@ -30,6 +30,7 @@ _FILES = (
     "icon.svg",
     "image.js",
     "keys.js",
+    "layout.css",
     "messages.js",
     "modular.js",
     "primes.js",
