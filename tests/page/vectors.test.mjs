@@ -115,10 +115,23 @@ test("damage that a digest does not show ends outside the bound", async () => {
     data[at - key.positions[limb] + ((key.positions[limb] + 1) % key.lanes)] = key.moduli[limb]; // a decoy
     assert.throws(() => decryptIntegers(data, spec, key), /outside its range/);
   }
-  const limbs = { shape: [3], data: Int32Array.of(0, 1, 3) };
-  const part = { shape: [3, labels, streams], data: tensors.residues.data.slice(labels * streams) };
-  const blob = await pack("response", { residues: part, limbs }, own);
-  await assert.rejects(readResponse(blob, spec, key, id), /limbs are missing/);
+});
+
+test("limbs may be named, but none may be missing", async () => {
+  const key = await keyOf("hardened");
+  const { request_id: id } = vectors.profiles.hardened;
+  const names = ["program_id", "key_id", "request_id", "lanes", "profile"];
+  const { tensors, metadata } = await unpack(file("hardened.response"), "response", { residues: { axes: 3 } }, names);
+  const own = Object.fromEntries(names.map((name) => [name, metadata[name]]));
+  const [, labels, streams] = tensors.residues.shape;
+  const blob = (...limbs) => {
+    const residues = { shape: [limbs.length, labels, streams], data: tensors.residues.data.slice(0, limbs.length * labels * streams) };
+    return pack("response", { residues, limbs: { shape: [limbs.length], data: Int32Array.from(limbs) } }, own);
+  };
+  assert.deepEqual(await readResponse(await blob(0, 1, 2, 3), spec, key, id), tensors.residues.data);
+  for (const limbs of [[0, 1, 3], [0, 1, 2], [0, 1, 2, 4], [1, 0, 2, 3], []]) {
+    await assert.rejects(readResponse(await blob(...limbs), spec, key, id), /limbs are missing/);
+  }
 });
 
 test("containers that readers must refuse", async () => {

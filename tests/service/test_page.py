@@ -188,6 +188,10 @@ def test_exact_and_nothing_secret_leaves(opened: Opened, programs: list[Path], p
         request.request_id,
     )
     assert anew.to_bytes(embed_key=False) == bodies["evaluate"]
+    with page.expect_download() as download:
+        page.click("#save")
+    saved = Request.load(download.value.path())
+    assert saved.to_bytes() == request.to_bytes()
     assert_no_positions(b"".join(bodies.values()) + repr([row[:2] for row in sent]).encode(), secret.positions)
 
     # The true lanes hold V of the image shown; program, Python's client and the page agree on every score.
@@ -411,7 +415,26 @@ def test_over_plain_http_from_elsewhere_it_says_what_is_missing(opened: Opened, 
     assert page.is_disabled("#run")
 
 
-def test_fits_its_window_and_names_its_controls(opened: Opened) -> None:
+# Texts whose contrast is below 4.5 (WCAG 2.2, 1.4.3); what is disabled is exempt.
+FAINT = """() => {
+  const channels = (colour) => colour.match(/[0-9.]+/g).map(Number);
+  const light = (colour) => channels(colour).slice(0, 3)
+    .map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0.05);
+  const behind = (e) => {
+    const colour = getComputedStyle(e).backgroundColor;
+    return channels(colour)[3] === 0 && e.parentElement ? behind(e.parentElement) : colour;
+  };
+  const texts = Array.from(document.querySelectorAll("body *")).filter((e) =>
+    e.checkVisibility() && !e.closest(":disabled") &&
+    Array.from(e.childNodes).some((n) => n.nodeType === 3 && n.textContent.trim()));
+  return texts.map((e) => [light(getComputedStyle(e).color), light(behind(e)), e])
+    .map(([x, y, e]) => [Math.max(x, y) / Math.min(x, y), e.outerHTML.slice(0, 80)])
+    .filter(([ratio]) => !(ratio >= 4.5));
+}"""
+
+
+def test_fits_its_window_names_its_controls_and_can_be_read(opened: Opened) -> None:
     page = opened()
     classify(page)
     for width in (360, 820, 1440):
@@ -419,6 +442,9 @@ def test_fits_its_window_and_names_its_controls(opened: Opened) -> None:
         for source in ("sample", "file", "pad"):
             page.click(f"label[for=from-{source}]")
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # no colour on its way
+            assert page.evaluate(FAINT) == []
     unnamed = page.eval_on_selector_all(
         "button, input, select, canvas[role], canvas[tabindex]",
         "all => all.filter(e => !(e.labels?.length || e.innerText || e.getAttribute('aria-label'))).map(e => e.id)",
