@@ -69,7 +69,7 @@ _HEADERS = {
 
 async def page(http: Request) -> Response:
     """One file of the page, or 304 if the browser has it."""
-    content, media_type, tag = _content(http.url.path)
+    content, media_type, tag = _content(http.scope["path"])
     headers = {**_HEADERS, "etag": tag}
     if tag in (known.strip().removeprefix("W/") for known in http.headers.get("if-none-match", "").split(",")):
         return Response(status_code=304, headers=headers)

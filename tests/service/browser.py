@@ -18,8 +18,9 @@ DONE = "#scores li, #failure:not([hidden])"
 
 
 def find_chromium() -> str | None:
-    """Chromium's path: $MCFHE_CHROMIUM, or one of its usual names."""
-    names = (os.environ.get("MCFHE_CHROMIUM", "chromium"), "chromium-browser", "google-chrome")
+    """Chromium's path: $MCFHE_CHROMIUM, otherwise one of its usual names."""
+    named = os.environ.get("MCFHE_CHROMIUM")
+    names = (named,) if named else ("chromium", "chromium-browser", "google-chrome")
     return next(filter(None, map(shutil.which, names)), None)
 
 

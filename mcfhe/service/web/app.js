@@ -11,7 +11,7 @@ import { clearResults, element, make, paint, showFailure, showScores, showStatus
 
 const PROFILE_NOTES = {
   hardened: "Every pixel has its own noise and its own decoys.",
-  patent: "The letter of the patent: one public key an image, times every pixel.",
+  patent: "One public key an image, times every pixel.",
 };
 
 const api = new Api(new URL(".", document.baseURI), showStatus);
@@ -145,6 +145,7 @@ async function openKey(fresh = false) {
 
 async function classify() {
   const { programId, spec } = chosen;
+  const begun = performance.now();
   const steps = [];
   const add = (step, where, milliseconds, sent, received) => {
     steps.push({ step, where, milliseconds, sent, received });
@@ -175,8 +176,8 @@ async function classify() {
   showStatus("Decrypting …");
   const decrypted = await vault.call("decrypt", { slot: slot(), requestId, response });
   add("Decrypt", "this tab", decrypted.milliseconds);
-  showScores(spec.labels, decrypted.scores);
-  showStatus("");
+  const label = showScores(spec.labels, decrypted.scores);
+  showStatus(`${label}, after ${((performance.now() - begun) / 1000).toFixed(1)} s.`);
 }
 
 /** @returns {Promise<number>} milliseconds */

@@ -41,7 +41,9 @@ export function showStatus(text) {
 export function showFailure(text = "") {
   element("failure").textContent = text;
   element("failure").hidden = !text;
-  if (text) showStatus("");
+  if (!text) return;
+  showStatus("");
+  element("failure").scrollIntoView({ block: "nearest" });
 }
 
 /** The sub-images, a row a limb and a column a lane. */
@@ -80,7 +82,7 @@ export function clearResults() {
   element("scores-note").textContent = "Decrypted here, with lanes that are never sent.";
 }
 
-/** Scores as bars from a common zero, highest first. @param {string[]} labels @param {number[]} scores */
+/** Scores as bars from a common zero, highest first. @param {string[]} labels @param {number[]} scores @returns {string} the label */
 export function showScores(labels, scores) {
   const order = scores.map((_, index) => index).sort((x, y) => scores[y] - scores[x] || x - y);
   element("label").textContent = labels[order[0]];
@@ -103,6 +105,7 @@ export function showScores(labels, scores) {
   element("scores-note").textContent =
     `${rest > 0 ? `The highest ${rows.length} of ${labels.length}. ` : ""}Exact integers before they were divided by their scale; ` +
     "each was checked against the proved bound.";
+  return labels[order[0]];
 }
 
 /** @param {{step: string, where: string, milliseconds?: number, sent?: number, received?: number}[]} steps */
