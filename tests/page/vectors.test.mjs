@@ -38,7 +38,10 @@ async function keyOf(profile) {
   const { random_hex: random, lanes, redundancy } = vectors.profiles[profile];
   const streams = [recorded(random.moduli), recorded(random.positions)];
   const key = await generateKey(spec, profile, lanes, ...streams, redundancy);
-  assert.deepEqual(streams.map((stream) => stream.left()), [0, 0]);
+  assert.deepEqual(
+    streams.map((stream) => stream.left()),
+    [0, 0],
+  );
   return key;
 }
 
@@ -67,9 +70,15 @@ for (const profile of ["patent", "hardened"]) {
     const key = await keyOf(profile);
     const residues = await readResponse(file(`${profile}.response`), spec, key, expected.request_id);
     const integers = decryptIntegers(residues, spec, key);
-    assert.deepEqual(integers.map((row) => row.map(String)), expected.score_integers);
+    assert.deepEqual(
+      integers.map((row) => row.map(String)),
+      expected.score_integers,
+    );
     const divisor = denominator(spec, profile);
-    assert.deepEqual(integers.map((row) => row.map((value) => quotient(value, divisor))), expected.scores);
+    assert.deepEqual(
+      integers.map((row) => row.map((value) => quotient(value, divisor))),
+      expected.scores,
+    );
   });
 }
 
@@ -125,7 +134,10 @@ test("limbs may be named, but none may be missing", async () => {
   const own = Object.fromEntries(names.map((name) => [name, metadata[name]]));
   const [, labels, streams] = tensors.residues.shape;
   const blob = (...limbs) => {
-    const residues = { shape: [limbs.length, labels, streams], data: tensors.residues.data.slice(0, limbs.length * labels * streams) };
+    const residues = {
+      shape: [limbs.length, labels, streams],
+      data: tensors.residues.data.slice(0, limbs.length * labels * streams),
+    };
     return pack("response", { residues, limbs: { shape: [limbs.length], data: Int32Array.from(limbs) } }, own);
   };
   assert.deepEqual(await readResponse(await blob(0, 1, 2, 3), spec, key, id), tensors.residues.data);
@@ -164,17 +176,50 @@ test("a spec of another scheme, version or shape is refused with a word that tel
     edit(body);
     return () => parseSpec(JSON.stringify(body), vectors.program_id);
   };
-  assert.throws(change((body) => (body.scheme = "lattice")), /scheme "lattice".*does not know/);
-  assert.throws(change((body) => (body.version = 2)), /version 2/);
-  assert.throws(change((body) => (body.format = "x")), /format/);
-  assert.throws(change((body) => (body.table[0][3] = 0.5)), /table/);
-  assert.throws(change((body) => body.table[0].pop()), /256/);
-  assert.throws(change((body) => (body.input_shape = [1, 4])), /input_shape/);
-  assert.throws(change((body) => (body.modulus_bits = 32)), /modulus_bits/);
-  assert.throws(change((body) => (body.profiles = {})), /profile/);
-  assert.throws(change((body) => (body.profiles.hardened.output_bound = "1e9")), /output_bound/);
-  assert.throws(change((body) => (body.profiles.hardened.input_order = [2, 4])), /input order/);
-  assert.throws(change((body) => (body.profiles.hardened.max_noise = 9)), /max_noise/);
+  assert.throws(
+    change((body) => (body.scheme = "lattice")),
+    /scheme "lattice".*does not know/,
+  );
+  assert.throws(
+    change((body) => (body.version = 2)),
+    /version 2/,
+  );
+  assert.throws(
+    change((body) => (body.format = "x")),
+    /format/,
+  );
+  assert.throws(
+    change((body) => (body.table[0][3] = 0.5)),
+    /table/,
+  );
+  assert.throws(
+    change((body) => body.table[0].pop()),
+    /256/,
+  );
+  assert.throws(
+    change((body) => (body.input_shape = [1, 4])),
+    /input_shape/,
+  );
+  assert.throws(
+    change((body) => (body.modulus_bits = 32)),
+    /modulus_bits/,
+  );
+  assert.throws(
+    change((body) => (body.profiles = {})),
+    /profile/,
+  );
+  assert.throws(
+    change((body) => (body.profiles.hardened.output_bound = "1e9")),
+    /output_bound/,
+  );
+  assert.throws(
+    change((body) => (body.profiles.hardened.input_order = [2, 4])),
+    /input order/,
+  );
+  assert.throws(
+    change((body) => (body.profiles.hardened.max_noise = 9)),
+    /max_noise/,
+  );
   assert.throws(() => parseSpec("{", "x"), /JSON/);
   assert.throws(() => parseSpec(specText, "0".repeat(64)), /another program/);
 });
@@ -193,9 +238,11 @@ test("arithmetic modulo 31-bit numbers equals that of BigInt", () => {
 });
 
 test("primes are prime, distinct, of the width and coprime to what they must be", () => {
-  const slow = (n) => n > 1 && !Array.from({ length: Math.floor(Math.sqrt(n)) - 1 }, (_, i) => i + 2).some((d) => n % d === 0);
+  const slow = (n) =>
+    n > 1 && !Array.from({ length: Math.floor(Math.sqrt(n)) - 1 }, (_, i) => i + 2).some((d) => n % d === 0);
   for (let n = 0; n < 3000; n++) assert.equal(isPrime(n), slow(n), String(n));
-  for (const n of [2047, 3215031751 % 2 ** 31, 1373653, 25326001, 2 ** 31 - 1]) assert.equal(isPrime(n), slow(n), String(n));
+  for (const n of [2047, 3215031751 % 2 ** 31, 1373653, 25326001, 2 ** 31 - 1])
+    assert.equal(isPrime(n), slow(n), String(n));
   for (const bits of [8, 12, 20, 31]) {
     const drawn = [];
     for (const p of drawPrimes(new RandomStream(), bits, 251 * 16)) if (drawn.push(p) === 20) break;
@@ -211,7 +258,9 @@ test("samples are in range and reach every value", () => {
   assert.deepEqual(stream.below(1, 3), new Uint32Array(3));
   assert.ok(stream.below(2 ** 32, 100000).some((value) => value >= 2 ** 31)); // more than one call of getRandomValues
   const rows = stream.residues([2, 1000003], 1000);
-  assert.ok(rows.subarray(0, 1000).every((value) => value < 2) && rows.subarray(1000).every((value) => value < 1000003));
+  assert.ok(
+    rows.subarray(0, 1000).every((value) => value < 2) && rows.subarray(1000).every((value) => value < 1000003),
+  );
   assert.match(newRequestId(stream), /^[0-9a-f]{32}$/);
 });
 

@@ -43,7 +43,7 @@ export class Api {
   }
 
   /**
-   * A retry repeats the very bytes, so the server evaluates them once. Status 410 asks for the key to be registered again.
+   * A retry repeats the very bytes, so the server evaluates them once. Status 410: the key has to be registered again.
    * @param {string} programId @param {Uint8Array} request @returns {Promise<Uint8Array>} a container of kind response
    */
   evaluate(programId, request) {
@@ -62,7 +62,9 @@ export class Api {
         if (/^[0-9]+$/.test(after)) wait = Math.max(wait, Number(after));
       } catch (error) {
         if (error instanceof Refused) throw error;
-        failure = new Refused(error.name === "TimeoutError" ? "The server did not answer in time." : "The server cannot be reached.");
+        failure = new Refused(
+          error.name === "TimeoutError" ? "The server did not answer in time." : "The server cannot be reached.",
+        );
       }
       if (attempt === RETRIES || (failure.status && !RETRIED.has(failure.status))) throw failure;
       wait = Math.min(wait, LONGEST_WAIT_S);
@@ -73,7 +75,12 @@ export class Api {
 
   #options(body) {
     const headers = this.#token ? { authorization: `Bearer ${this.#token}` } : {};
-    const common = { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store", credentials: "omit", redirect: "error" };
+    const common = {
+      signal: AbortSignal.timeout(TIMEOUT_MS),
+      cache: "no-store",
+      credentials: "omit",
+      redirect: "error",
+    };
     if (!body) return { ...common, headers };
     return { ...common, method: "POST", body, headers: { ...headers, "content-type": "application/octet-stream" } };
   }
@@ -83,7 +90,7 @@ export class Api {
 async function bounded(answer) {
   const parts = [];
   let size = 0;
-  for (const reader = answer.body.getReader(); ; ) {
+  for (const reader = answer.body.getReader(); ;) {
     const { done, value } = await reader.read();
     if (done) break;
     size += value.length;
@@ -113,5 +120,6 @@ function parsed(bytes) {
 async function reason(answer, token) {
   if (answer.status === 401) return token ? "The server does not know this token." : "The server asks for a token.";
   const line = parsed(await bounded(answer))?.error;
-  return `Server: ${typeof line === "string" ? line.slice(0, 300) : "refused without a reason"} (status ${answer.status})`;
+  const told = typeof line === "string" ? line.slice(0, 300) : "refused without a reason";
+  return `Server: ${told} (status ${answer.status})`;
 }

@@ -7,7 +7,17 @@ import { Refused } from "./errors.js";
 import { fromGrey, reduce, toPixels } from "./image.js";
 import { parseSpec } from "./spec.js";
 import { Vault } from "./vault.js";
-import { clearResults, element, make, paint, showFailure, showScores, showStatus, showSteps, showTiles } from "./view.js";
+import {
+  clearResults,
+  element,
+  make,
+  paint,
+  showFailure,
+  showScores,
+  showStatus,
+  showSteps,
+  showTiles,
+} from "./view.js";
 
 const PROFILE_NOTES = {
   hardened: "Every pixel has its own noise and its own decoys.",
@@ -24,7 +34,7 @@ let chosen = null; // {programId, spec, specText}
 let input = null; // Uint8Array [C, H, W]
 let isBusy = false;
 
-/** Run a task of the user's, one at a time; whatever fails is one line, and controls and focus come back as they were. */
+/** Run a task of the user's, one at a time; a failure is one line, controls and focus come back as they were. */
 async function attempt(task) {
   if (isBusy) return;
   const focused = document.activeElement;
@@ -70,7 +80,8 @@ async function connect() {
 
 function summary(labels) {
   const names = labels.slice(0, 2).join(", ");
-  return `${labels.length} classes (${names.length > 28 ? `${names.slice(0, 27)}…` : names}${labels.length > 2 ? ", …" : ""})`;
+  const short = names.length > 28 ? `${names.slice(0, 27)}…` : names;
+  return `${labels.length} classes (${short}${labels.length > 2 ? ", …" : ""})`;
 }
 
 async function choose(programId) {
@@ -95,7 +106,8 @@ async function take(name, original) {
   originals[name] = reduced[name] = null;
   if (!original || !chosen) return;
   const shape = chosen.spec.inputShape;
-  reduced[name] = original instanceof Blob ? await vault.call("reduce", { file: original, shape }) : reduce(original, shape);
+  reduced[name] =
+    original instanceof Blob ? await vault.call("reduce", { file: original, shape }) : reduce(original, shape);
   originals[name] = original;
 }
 
@@ -123,7 +135,9 @@ function setInput(from) {
   element("run").disabled = !input;
   element("save").disabled = true;
   element("input").hidden = !input;
-  element("input-note").textContent = made ? [shape.join(" × "), from.note, ...made.notes].join(", ") : "Choose an image first.";
+  element("input-note").textContent = made
+    ? [shape.join(" × "), from.note, ...made.notes].join(", ")
+    : "Choose an image first.";
   if (input) paint(element("input"), input, shape);
 }
 
@@ -137,8 +151,9 @@ async function openKey(fresh = false) {
   const opened = await vault.call("open", { slot: slot(), specText, programId, profile: profile(), fresh });
   const key = { ...opened, profile: profile() };
   element("key-note").textContent =
-    `Key ${key.keyId.slice(0, 12)}…: ${key.limbs} primes of ${key.bits} bits and a lane of ${key.lanes} for each, drawn in ` +
-    "this tab. It is gone at reload. The primes are registered with the server once a session; the lanes stay here.";
+    `Key ${key.keyId.slice(0, 12)}…: ${key.limbs} primes of ${key.bits} bits and a lane of ${key.lanes} for each, ` +
+    "drawn in this tab. It is gone at reload. The primes are registered with the server once a session; " +
+    "the lanes stay here.";
   element("renew").disabled = false;
   return key;
 }
@@ -155,7 +170,8 @@ async function classify() {
   showStatus("Drawing the key …");
   const key = await openKey();
   add("Draw the key, once", "this tab", key.milliseconds);
-  if (!registered.has(key.keyId)) add("Register its primes, once a session", "server", await register(key), key.evaluationKey.length);
+  if (!registered.has(key.keyId))
+    add("Register its primes, once a session", "server", await register(key), key.evaluationKey.length);
   showStatus("Encrypting …");
   const { body, requestId, tiles, milliseconds } = await vault.call("encrypt", { slot: slot(), pixels: input });
   add("Encrypt", "this tab", milliseconds);
@@ -258,7 +274,8 @@ for (const radio of document.querySelectorAll("input[name=profile]")) {
     }),
   );
 }
-for (const radio of document.querySelectorAll("input[name=source]")) radio.addEventListener("change", () => attempt(refresh));
+for (const radio of document.querySelectorAll("input[name=source]"))
+  radio.addEventListener("change", () => attempt(refresh));
 element("invert").addEventListener("change", () => attempt(refresh));
 element("file").addEventListener("change", () => attempt(() => takeFile(element("file").files[0])));
 element("drop").addEventListener("dragover", (event) => event.preventDefault());
@@ -289,8 +306,9 @@ if (window.isSecureContext && crypto.subtle) {
   });
 } else {
   showFailure(
-    `This page came over http from ${location.hostname}. Browsers give the SHA-256 that messages need (crypto.subtle) to pages ` +
-      "over https or from localhost only. Start the server with --tls-cert and --tls-key, or forward its port: " +
+    `This page came over http from ${location.hostname}. Browsers give the SHA-256 that messages need ` +
+      "(crypto.subtle) to pages over https or from localhost only. Start the server with --tls-cert and --tls-key, " +
+      "or forward its port: " +
       `ssh -L ${location.port || 80}:127.0.0.1:${location.port || 80} ${location.hostname}`,
   );
 }

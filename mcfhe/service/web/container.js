@@ -1,4 +1,4 @@
-/** Container of wire format 1 (docs/wire.md): safetensors with string metadata and a digest. Tensors here are all I32. */
+/** Container of wire format 1 (docs/wire.md): safetensors with string metadata and a digest; all tensors are I32. */
 
 import { concat, fromI32, i32, sha256, u64, utf8 } from "./bytes.js";
 import { Refused } from "./errors.js";
@@ -16,7 +16,13 @@ const COMMON = ["format", "kind", "version", "digest"];
  */
 export async function pack(kind, tensors, metadata) {
   const all = { ...metadata, format: "mcfhe", kind, version: "1", digest: NO_DIGEST };
-  const header = { __metadata__: Object.fromEntries(Object.keys(all).sort().map((name) => [name, all[name]])) };
+  const header = {
+    __metadata__: Object.fromEntries(
+      Object.keys(all)
+        .sort()
+        .map((name) => [name, all[name]]),
+    ),
+  };
   const parts = [];
   let end = 0;
   for (const name of Object.keys(tensors).sort()) {
@@ -50,16 +56,23 @@ export async function unpack(blob, kind, fields, names) {
   const text = new TextDecoder("latin1").decode(blob.subarray(8, 8 + size));
   const header = parse(text) ?? refuse("its header is not valid JSON");
   const { __metadata__: metadata = {}, ...entries } = header;
-  if (!isObject(metadata) || Object.values(metadata).some((value) => typeof value !== "string")) refuse("metadata is not text");
-  for (const [name, wanted] of [["format", "mcfhe"], ["kind", kind], ["version", "1"]]) {
+  if (!isObject(metadata) || Object.values(metadata).some((value) => typeof value !== "string"))
+    refuse("metadata is not text");
+  for (const [name, wanted] of [
+    ["format", "mcfhe"],
+    ["kind", kind],
+    ["version", "1"],
+  ]) {
     if (metadata[name] !== wanted) refuse(`metadata field '${name}' is not '${wanted}'`);
   }
   const digests = [...text.matchAll(/"digest":"([0-9a-f]{64})"/g)];
   if (digests.length !== 1 || digests[0][1] !== metadata.digest) refuse("the digest is missing or malformed");
   const zeroed = blob.slice();
   zeroed.fill(0x30, 8 + digests[0].index + 10, 8 + digests[0].index + 74);
-  if ((await sha256(zeroed)) !== metadata.digest) refuse("the digest does not match: the data was truncated or altered");
-  if (Object.keys(metadata).sort().join() !== [...COMMON, ...names].sort().join()) refuse("metadata fields are missing or unknown");
+  if ((await sha256(zeroed)) !== metadata.digest)
+    refuse("the digest does not match: the data was truncated or altered");
+  if (Object.keys(metadata).sort().join() !== [...COMMON, ...names].sort().join())
+    refuse("metadata fields are missing or unknown");
   return { metadata, tensors: read(blob, 8 + size, entries, fields, refuse) };
 }
 
@@ -69,9 +82,11 @@ function read(blob, start, entries, fields, refuse) {
   const ordered = Object.entries(entries).sort(([, x], [, y]) => x?.data_offsets?.[0] - y?.data_offsets?.[0]);
   for (const [name, entry] of ordered) {
     const field = Object.hasOwn(fields, name) ? fields[name] : refuse("it holds a tensor that does not belong there");
-    if (!isObject(entry) || Object.keys(entry).sort().join() !== "data_offsets,dtype,shape") refuse(`tensor ${name} is malformed`);
+    if (!isObject(entry) || Object.keys(entry).sort().join() !== "data_offsets,dtype,shape")
+      refuse(`tensor ${name} is malformed`);
     const { dtype, shape, data_offsets: offsets } = entry;
-    if (dtype !== "I32" || !isSizes(shape, field.axes) || !isSizes(offsets, 2)) refuse(`tensor ${name} has another type or shape`);
+    if (dtype !== "I32" || !isSizes(shape, field.axes) || !isSizes(offsets, 2))
+      refuse(`tensor ${name} has another type or shape`);
     if (offsets[0] !== end || shape.reduce((count, axis) => count * axis, 4) !== offsets[1] - end) {
       refuse(`tensor ${name}: shape and offsets disagree`);
     }
@@ -80,7 +95,8 @@ function read(blob, start, entries, fields, refuse) {
     tensors[name] = { shape, data: fromI32(blob.subarray(start + offsets[0], start + end)) };
   }
   if (start + end !== blob.length) refuse("truncated or padded");
-  for (const [name, field] of Object.entries(fields)) if (!field.optional && !tensors[name]) refuse(`tensor ${name} is missing`);
+  for (const [name, field] of Object.entries(fields))
+    if (!field.optional && !tensors[name]) refuse(`tensor ${name} is missing`);
   return tensors;
 }
 
@@ -108,5 +124,7 @@ function isObject(value) {
 }
 
 function isSizes(value, length) {
-  return Array.isArray(value) && value.length === length && value.every((size) => Number.isSafeInteger(size) && size >= 0);
+  return (
+    Array.isArray(value) && value.length === length && value.every((size) => Number.isSafeInteger(size) && size >= 0)
+  );
 }

@@ -3,8 +3,8 @@
 import { Refused } from "./errors.js";
 
 /**
- * The exact integers V of every image. Refused, and no score, if a residue is out of range in any lane or an integer lies
- * outside the bound that is proved for every image: the response is damaged then, or of another key.
+ * The exact integers V of every image. Refused, and no score, if a residue is out of range in any lane or an integer
+ * lies outside the bound that is proved for every image: the response is damaged then, or of another key.
  * @param {Int32Array} residues [N, K, batch * M], of all limbs of the key
  * @param {import("./spec.js").Spec} spec @param {import("./keys.js").Key} key
  * @returns {bigint[][]} batch lists of K integers
@@ -17,7 +17,9 @@ export function decryptIntegers(residues, spec, key) {
   moduli.forEach((b, limb) => {
     const row = residues.subarray(limb * count * streams, (limb + 1) * count * streams);
     if (row.some((value) => value < 0 || value >= b)) {
-      throw new Refused(`response: limb ${limb} holds a value outside its range; the response is damaged, no label is shown`);
+      throw new Refused(
+        `response: limb ${limb} holds a value outside its range; the response is damaged, no label is shown`,
+      );
     }
   });
   const basis = new CrtBasis(moduli);
@@ -30,7 +32,8 @@ export function decryptIntegers(residues, spec, key) {
       const value = basis.reconstruct(moduli.map((_, limb) => lane(limb)));
       if (value > bound || -value > bound) {
         throw new Refused(
-          "response: a decrypted integer lies outside the proved bound; the response is damaged or of another key, no label is shown",
+          "response: a decrypted integer lies outside the proved bound; " +
+            "the response is damaged or of another key, no label is shown",
         );
       }
       scores.push(value);
@@ -72,13 +75,13 @@ function inverse(value, b) {
 /** The scale of a profile's scores: a^t * 2^k. @returns {bigint} */
 export function denominator(spec, profile) {
   const [t, k] = spec.profiles[profile].outputOrder;
-  return BigInt(spec.amplification) ** BigInt(t) << BigInt(k);
+  return (BigInt(spec.amplification) ** BigInt(t)) << BigInt(k);
 }
 
 /** @param {bigint} numerator @param {bigint} divisor > 0 @returns {number} the quotient, rounded once, ties to even */
 export function quotient(numerator, divisor) {
   const size = numerator < 0n ? -numerator : numerator;
-  // At least 59 bits, and one more that is set if anything is cut off: then Number() rounds as the exact quotient would.
+  // At least 59 bits, and one more that is set if anything is cut off: Number() then rounds as the exact quotient.
   const shift = Math.max(0, 64 + bitLength(divisor) - bitLength(size));
   const scaled = (size << BigInt(shift)) / divisor;
   const sticky = scaled * divisor === size << BigInt(shift) ? 0n : 1n;

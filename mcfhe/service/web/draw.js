@@ -13,7 +13,11 @@ export class Pad {
   #keyDown = false;
   isLocked = false;
 
-  /** @param {HTMLCanvasElement} canvas @param {HTMLElement} cursor shows the pen while the keyboard moves it @param {() => void} onChange */
+  /**
+   * @param {HTMLCanvasElement} canvas
+   * @param {HTMLElement} cursor shows the pen while the keyboard moves it
+   * @param {() => void} onChange called after every stroke
+   */
   constructor(canvas, cursor, onChange) {
     this.canvas = canvas;
     this.cursor = cursor;

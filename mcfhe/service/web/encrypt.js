@@ -12,7 +12,7 @@ import { mulMod, residue } from "./modular.js";
  * @param {import("./spec.js").Spec} spec
  * @param {import("./keys.js").Key} key
  * @param {import("./random.js").RandomStream} stream
- * @returns {{ciphertext: Int32Array, publicKey: Int32Array | null}} [N, C, H, W, batch * M] and, patent only, [N, batch * M]
+ * @returns {{ciphertext: Int32Array, publicKey: Int32Array | null}} [N, C, H, W, batch * M]; patent: [N, batch * M]
  */
 export function encrypt(pixels, spec, key, stream) {
   const [channels, height, width] = spec.inputShape;
@@ -65,7 +65,8 @@ function patent(pixels, table, channels, batch, key, stream) {
       const plain = tableResidues(table[channel], 1, b);
       for (let index = channel * perChannel; index < (channel + 1) * perChannel; index++) {
         const first = (index % batch) * lanes;
-        for (let lane = 0; lane < lanes; lane++) ciphertext[at++] = mulMod(factors[first + lane], plain[pixels[index]], b);
+        for (let lane = 0; lane < lanes; lane++)
+          ciphertext[at++] = mulMod(factors[first + lane], plain[pixels[index]], b);
       }
     }
   });

@@ -9,7 +9,8 @@ const MAX_SIDE = 4096;
 
 /** Decode a PNG or JPEG; transparent parts become white. @param {Blob} file @returns {Promise<Picture>} */
 export async function decode(file) {
-  if (file.size > MAX_FILE_BYTES) throw new Refused(`image: larger than ${MAX_FILE_BYTES / 2 ** 20} MiB; use a smaller one`);
+  if (file.size > MAX_FILE_BYTES)
+    throw new Refused(`image: larger than ${MAX_FILE_BYTES / 2 ** 20} MiB; use a smaller one`);
   const start = new Uint8Array(await file.slice(0, 8).arrayBuffer());
   const isPng = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a].every((value, at) => start[at] === value);
   const isJpeg = start[0] === 0xff && start[1] === 0xd8 && start[2] === 0xff;
@@ -22,7 +23,8 @@ export async function decode(file) {
   }
   try {
     const { width, height } = bitmap;
-    if (Math.max(width, height) > MAX_SIDE) throw new Refused(`image: ${width} × ${height} pixels; sides up to ${MAX_SIDE} are read`);
+    if (Math.max(width, height) > MAX_SIDE)
+      throw new Refused(`image: ${width} × ${height} pixels; sides up to ${MAX_SIDE} are read`);
     const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
     context.fillStyle = "white";
     context.fillRect(0, 0, width, height);
@@ -42,8 +44,8 @@ export function fromGrey(grey, width, height) {
 }
 
 /**
- * A picture of the program's size stays as it is. Another one is cropped at its centre to the program's proportions, then
- * every pixel becomes the mean of the area it covers.
+ * A picture of the program's size stays as it is. Another one is cropped at its centre to the program's proportions,
+ * then every pixel becomes the mean of the area it covers.
  * @param {Picture} picture
  * @param {number[]} shape [C, H, W]
  * @returns {{picture: Picture, note: string}} of H x W pixels, and what was done
@@ -69,7 +71,9 @@ export function reduce(picture, [, height, width]) {
  */
 export function toPixels({ data }, [channels, height, width], invert) {
   if (channels !== 1 && channels !== 3) {
-    throw new Refused(`This program takes ${channels} channels; this page makes images of 1 or 3. Use the mcfhe command line.`);
+    throw new Refused(
+      `This program takes ${channels} channels; this page makes images of 1 or 3. Use the mcfhe command line.`,
+    );
   }
   const area = height * width;
   const pixels = new Uint8Array(channels * area);

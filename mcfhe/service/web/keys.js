@@ -8,8 +8,8 @@ import { requiredProduct } from "./spec.js";
 const MAX_LIMBS = 4096;
 
 /**
- * @typedef {{moduli: number[], positions: number[], lanes: number, profile: string, noise: number, amplification: number,
- *   scale: number, keyId: string}} Key
+ * @typedef {{moduli: number[], positions: number[], lanes: number, profile: string, noise: number,
+ *   amplification: number, scale: number, keyId: string}} Key
  */
 
 /**
@@ -24,7 +24,13 @@ const MAX_LIMBS = 4096;
  */
 export async function generateKey(spec, profile, lanes, moduliStream, positionsStream = moduliStream, redundancy = 0) {
   const { amplification, scale, profiles } = spec;
-  const moduli = drawBasis(moduliStream, spec.modulusBits, amplification * scale, requiredProduct(spec, profile), redundancy);
+  const moduli = drawBasis(
+    moduliStream,
+    spec.modulusBits,
+    amplification * scale,
+    requiredProduct(spec, profile),
+    redundancy,
+  );
   const positions = Array.from(positionsStream.below(lanes, moduli.length));
   const noise = profile === "patent" ? 0 : Math.min(Math.floor(amplification / 2), profiles[profile].maxNoise);
   const keyId = await keyIdOf(moduli, amplification, scale);
@@ -45,5 +51,7 @@ function drawBasis(stream, bits, coprimeTo, required, redundancy) {
     if (kept.length && kept.reduce((product, b) => product * BigInt(b), 1n) > required) return basis;
     if (basis.length === MAX_LIMBS) break;
   }
-  throw new Refused(`key: ${basis.length} primes of ${bits} bits are too few for this program; compile it with wider moduli`);
+  throw new Refused(
+    `key: ${basis.length} primes of ${bits} bits are too few for this program; compile it with wider moduli`,
+  );
 }

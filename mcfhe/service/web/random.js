@@ -1,6 +1,6 @@
 /**
  * Uniform random integers from a stream of bytes: words are masked to the bit length of the bound and drawn again while
- * they are not below it, so there is no modulo bias. The mapping from bytes to integers is that of mcfhe/modular/csprng.py.
+ * they are not below it, so there is no modulo bias. Bytes become integers as in mcfhe/modular/csprng.py.
  */
 
 const POOL = 65536; // getRandomValues gives no more at a time
@@ -12,7 +12,7 @@ function fromBrowser(bytes) {
 }
 
 export class RandomStream {
-  /** @param {(bytes: Uint8Array) => void} [fill] where the bytes come from; the browser's CSPRNG unless a test says otherwise */
+  /** @param {(bytes: Uint8Array) => void} [fill] where bytes come from; the browser's CSPRNG unless a test asks */
   constructor(fill = fromBrowser) {
     this.fill = fill;
   }
@@ -29,7 +29,11 @@ export class RandomStream {
     return bound === 1 ? new Uint32Array(count) : this.#rows([bound], count);
   }
 
-  /** @param {number[]} moduli each 2..2^32 @param {number} width @returns {Uint32Array} [L, width], row p uniform below moduli[p] */
+  /**
+   * @param {number[]} moduli each 2..2^32
+   * @param {number} width
+   * @returns {Uint32Array} [L, width], row p uniform below moduli[p]
+   */
   residues(moduli, width) {
     const out = new Uint32Array(moduli.length * width);
     const group = Math.max(1, Math.floor(GROUP_WORDS / Math.max(1, width)));

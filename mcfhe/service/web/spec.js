@@ -7,7 +7,8 @@ const PROFILES = ["patent", "hardened"];
 /**
  * @typedef {{inputOrder: number[], outputOrder: number[], outputBound: bigint, maxNoise: number}} Profile
  * @typedef {{programId: string, inputShape: number[], scale: number, scaleBits: number, amplification: number,
- *   modulusBits: number, guardBits: number, table: number[][], labels: string[], profiles: Object<string, Profile>}} Spec
+ *   modulusBits: number, guardBits: number, table: number[][], labels: string[],
+ *   profiles: Object<string, Profile>}} Spec
  */
 
 /**
@@ -26,17 +27,21 @@ export function parseSpec(text, programId) {
   const scheme = body?.scheme ?? "modular";
   if (scheme !== "modular") {
     throw new Refused(
-      `This program uses the scheme ${shown(scheme)}, which this page does not know: it encrypts with the modular scheme only. ` +
-        "Use the mcfhe command line for it.",
+      `This program uses the scheme ${shown(scheme)}, which this page does not know: ` +
+        "it encrypts with the modular scheme only. Use the mcfhe command line for it.",
     );
   }
   if (body?.format !== "mcfhe/client-spec") throw new Refused("client spec: field 'format' is not 'mcfhe/client-spec'");
   if (body.version !== 1) {
-    throw new Refused(`client spec: version ${shown(body.version)}, this page reads version 1. Use the mcfhe command line.`);
+    throw new Refused(
+      `client spec: version ${shown(body.version)}, this page reads version 1. Use the mcfhe command line.`,
+    );
   }
   const shape = integers("input_shape", body.input_shape, 1, 65536);
   if (shape.length !== 3) throw new Refused("client spec: input_shape is not [C, H, W]");
-  const table = list("table", body.table).map((row) => integers("table", row, -Number.MAX_SAFE_INTEGER, Number.MAX_SAFE_INTEGER));
+  const table = list("table", body.table).map((row) =>
+    integers("table", row, -Number.MAX_SAFE_INTEGER, Number.MAX_SAFE_INTEGER),
+  );
   if (table.length !== shape[0] || table.some((row) => row.length !== 256)) {
     throw new Refused("client spec: table must hold 256 integers per input channel");
   }
@@ -59,7 +64,7 @@ export function parseSpec(text, programId) {
   };
 }
 
-/** The product of a key's moduli must be greater than this. @param {Spec} spec @param {string} profile @returns {bigint} */
+/** The product of the moduli must be greater than this. @param {Spec} spec @param {string} profile @returns {bigint} */
 export function requiredProduct(spec, profile) {
   const twice = 2n * spec.profiles[profile].outputBound;
   return (twice > 1n ? twice : 1n) << BigInt(spec.guardBits);
@@ -70,11 +75,14 @@ function profiles(body, scaleBits, amplification) {
   for (const name of PROFILES) {
     const entry = body?.[name];
     if (entry === undefined) continue;
-    if (!/^(0|[1-9][0-9]*)$/.test(entry?.output_bound)) throw new Refused("client spec: output_bound is not a decimal number");
+    if (!/^(0|[1-9][0-9]*)$/.test(entry?.output_bound))
+      throw new Refused("client spec: output_bound is not a decimal number");
     const [t, k] = integers("input_order", entry.input_order, 0, 1 << 20);
     // What encrypt.js produces; a program that expects anything else would compute something else.
     if (t !== 1 || k !== scaleBits * (name === "patent" ? 2 : 1)) {
-      throw new Refused(`client spec: input order (${t}, ${k}) of the ${name} profile is not what this page encrypts at`);
+      throw new Refused(
+        `client spec: input order (${t}, ${k}) of the ${name} profile is not what this page encrypts at`,
+      );
     }
     const outputOrder = integers("output_order", entry.output_order, 0, 1 << 20);
     if (outputOrder.length !== 2) throw new Refused("client spec: output_order is not [t, k]");
@@ -85,7 +93,8 @@ function profiles(body, scaleBits, amplification) {
       maxNoise: integer("max_noise", entry.max_noise, 0, Math.floor(amplification / 2)),
     };
   }
-  if (!Object.keys(found).length) throw new Refused("client spec: neither the hardened nor the patent profile is in it");
+  if (!Object.keys(found).length)
+    throw new Refused("client spec: neither the hardened nor the patent profile is in it");
   return found;
 }
 

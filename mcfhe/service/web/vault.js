@@ -15,12 +15,17 @@ export class Vault {
       else reject(new Refused(error));
     };
     this.#worker.onerror = () => {
-      for (const { reject } of this.#waiting.values()) reject(new Refused("The encryption worker could not be started."));
+      for (const { reject } of this.#waiting.values())
+        reject(new Refused("The encryption worker could not be started."));
       this.#waiting.clear();
     };
   }
 
-  /** @param {"reduce" | "open" | "encrypt" | "save" | "decrypt"} operation @param {object} given see worker.js @returns {Promise<any>} */
+  /**
+   * @param {"reduce" | "open" | "encrypt" | "save" | "decrypt"} operation
+   * @param {object} given and what comes back: see worker.js
+   * @returns {Promise<any>}
+   */
   call(operation, given) {
     const id = this.#next++;
     return new Promise((resolve, reject) => {

@@ -26,7 +26,8 @@ export function paint(canvas, pixels, [channels, height, width]) {
   const image = new ImageData(width, height);
   const area = height * width;
   for (let at = 0; at < area; at++) {
-    for (let channel = 0; channel < 3; channel++) image.data[4 * at + channel] = pixels[(channel % channels) * area + at];
+    for (let channel = 0; channel < 3; channel++)
+      image.data[4 * at + channel] = pixels[(channel % channels) * area + at];
     image.data[4 * at + 3] = 255;
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
@@ -64,9 +65,10 @@ export function showTiles({ images, moduli, height, width, isSmall }, key) {
   });
   const shown = `${images.length} of ${key.limbs} limbs in all ${key.lanes} lanes`;
   grid.setAttribute("aria-label", `Sub-images as the server sees them: ${shown}.`);
-  element("tiles-note").textContent = `${shown}, first channel; black is 0, white the modulus. ${WHAT_SHOWS[key.profile]} ${
-    key.profile === "hardened" && isSmall ? "Its numbers are small, above or below 0, so it betrays itself." : ""
-  }`;
+  element("tiles-note").textContent =
+    `${shown}, first channel; black is 0, white the modulus. ${WHAT_SHOWS[key.profile]} ${
+      key.profile === "hardened" && isSmall ? "Its numbers are small, above or below 0, so it betrays itself." : ""
+    }`;
 }
 
 /** Empty places where sub-images and scores will be. */
@@ -82,7 +84,11 @@ export function clearResults() {
   element("scores-note").textContent = "Decrypted here, with lanes that are never sent.";
 }
 
-/** Scores as bars from a common zero, highest first. @param {string[]} labels @param {number[]} scores @returns {string} the label */
+/**
+ * Scores as bars from a common zero, highest first.
+ * @param {string[]} labels @param {number[]} scores
+ * @returns {string} the label of the highest
+ */
 export function showScores(labels, scores) {
   const order = scores.map((_, index) => index).sort((x, y) => scores[y] - scores[x] || x - y);
   element("label").textContent = labels[order[0]];
@@ -103,8 +109,8 @@ export function showScores(labels, scores) {
   element("scores").replaceChildren(...rows);
   const rest = labels.length - rows.length;
   element("scores-note").textContent =
-    `${rest > 0 ? `The highest ${rows.length} of ${labels.length}. ` : ""}Exact integers before they were divided by their scale; ` +
-    "each was checked against the proved bound.";
+    (rest > 0 ? `The highest ${rows.length} of ${labels.length}. ` : "") +
+    "Exact integers before they were divided by their scale; each was checked against the proved bound.";
   return labels[order[0]];
 }
 
@@ -124,7 +130,9 @@ export function showSteps(steps) {
 }
 
 function time(milliseconds) {
-  return milliseconds < 1000 ? `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms` : `${(milliseconds / 1000).toFixed(2)} s`;
+  return milliseconds < 1000
+    ? `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`
+    : `${(milliseconds / 1000).toFixed(2)} s`;
 }
 
 function bytes(count) {

@@ -1,4 +1,4 @@
-/** Off the page's thread: whatever takes long, and the only place that holds keys, until the tab is reloaded or closed. */
+/** Off the page's thread: what takes long, and the only place that holds keys, until the tab is reloaded or closed. */
 
 import { decryptIntegers, denominator, quotient } from "./decrypt.js";
 import { encrypt } from "./encrypt.js";
@@ -70,7 +70,7 @@ const operations = {
   },
 };
 
-/** Residues of channel 0 as grey values r * 256 / b: [limb][lane] of H * W; and whether V is small beside the moduli. */
+/** Residues of channel 0 as grey values r * 256 / b, [limb][lane] of H * W; and whether V is small beside b. */
 function tiles(ciphertext, { spec, key }) {
   const [channels, height, width] = spec.inputShape;
   const area = height * width;
