@@ -1,0 +1,133 @@
+"""What a client of a lattice program needs to know: ring, levels, the pixels' table. No weights, no layers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from mcfhe.errors import FormatError, ParameterError
+from mcfhe.graph.steps import Ring
+from mcfhe.lattice.security import require_security
+from mcfhe.primes import is_prime
+
+SPEC_FORMAT = "mcfhe/lattice-client-spec"
+SPEC_VERSION = 1
+_MAX_LIMBS = 64
+_MAX_SCALE_BITS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class LatticeSpec:
+    """The client's half of a lattice program.
+
+    Attributes:
+        table: ``table[c][u] / 2^scale_bits`` is what a pixel value u of channel c enters the network as.
+        ring: degree, moduli of a fresh ciphertext, special modulus.
+        input_bits: log2 of the scale that slots are encoded at.
+        output_limbs, output_scale: level of the scores' ciphertexts, which have two components.
+        output_bound_bits: |score| < 2^output_bound_bits is proved for every image, noise aside.
+    """
+
+    program_id: str
+    input_shape: tuple[int, int, int]
+    scale_bits: int
+    table: tuple[tuple[int, ...], ...]
+    labels: tuple[str, ...]
+    ring: Ring
+    input_bits: int
+    output_limbs: int
+    output_scale: Fraction
+    output_bound_bits: float
+
+    @property
+    def scheme(self) -> str:
+        return "lattice"
+
+    @property
+    def slots(self) -> int:
+        """Images that fit one request."""
+        return self.ring.degree // 2
+
+    def to_json(self) -> str:
+        """Canonical JSON: keys sorted, the scale as two decimal strings."""
+        body: dict[str, Any] = {
+            "format": SPEC_FORMAT,
+            "version": SPEC_VERSION,
+            "program_id": self.program_id,
+            "input_shape": list(self.input_shape),
+            "scale_bits": self.scale_bits,
+            "table": [list(row) for row in self.table],
+            "labels": list(self.labels),
+            "degree": self.ring.degree,
+            "moduli": list(self.ring.moduli),
+            "special": self.ring.special,
+            "input_bits": self.input_bits,
+            "output_limbs": self.output_limbs,
+            "output_scale": [hex(self.output_scale.numerator), hex(self.output_scale.denominator)],
+            "output_bound_bits": self.output_bound_bits,
+        }
+        return json.dumps(body, sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> LatticeSpec:
+        """Parse and validate; FormatError names the field that is wrong."""
+        try:
+            body = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"client spec: not JSON ({error}); fetch it again from the program") from None
+        if not isinstance(body, dict) or body.get("format") != SPEC_FORMAT:
+            raise FormatError(f"client spec: field 'format' is not {SPEC_FORMAT!r}")
+        if body.get("version") != SPEC_VERSION:
+            raise FormatError(f"client spec: version {body.get('version')!r}, this build reads {SPEC_VERSION}")
+        try:
+            if len(body["moduli"]) > _MAX_LIMBS or any(len(v) > _MAX_SCALE_BITS for v in body["output_scale"]):
+                raise ValueError("too many limbs or digits")
+            numerator, denominator = (int(v, 16) for v in body["output_scale"])
+            spec = LatticeSpec(
+                program_id=str(body["program_id"]),
+                input_shape=tuple(int(v) for v in body["input_shape"]),  # type: ignore[arg-type]
+                scale_bits=int(body["scale_bits"]),
+                table=tuple(tuple(int(v) for v in row) for row in body["table"]),
+                labels=tuple(str(v) for v in body["labels"]),
+                ring=Ring(int(body["degree"]), tuple(int(q) for q in body["moduli"]), int(body["special"])),
+                input_bits=int(body["input_bits"]),
+                output_limbs=int(body["output_limbs"]),
+                output_scale=Fraction(numerator, denominator),
+                output_bound_bits=float(body["output_bound_bits"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            raise FormatError(f"client spec: field missing or of the wrong type ({error})") from None
+        spec._validate()
+        return spec
+
+    def _validate(self) -> None:
+        if len(self.input_shape) != 3 or any(not 1 <= v <= 1 << 16 for v in self.input_shape):
+            raise FormatError(f"client spec: input_shape {self.input_shape} is not (C, H, W)")
+        if len(self.table) != self.input_shape[0] or any(len(row) != 256 for row in self.table):
+            raise FormatError("client spec: table must hold 256 integers per input channel")
+        moduli = (*self.ring.moduli, self.ring.special)
+        try:
+            require_security(self.ring.degree, moduli)
+        except ParameterError as error:
+            raise FormatError(f"client spec: {error}") from None
+        usable = all(2 < q < 1 << 31 and q % (2 * self.ring.degree) == 1 and is_prime(q) for q in moduli)
+        if not self.ring.moduli or not usable or len(set(moduli)) != len(moduli):
+            raise FormatError(f"client spec: moduli must be different primes below 2^31, 1 mod {2 * self.ring.degree}")
+        for field, value, low, high in (
+            ("scale_bits", self.scale_bits, 1, 30),
+            ("input_bits", self.input_bits, 1, 60),
+            ("output_limbs", self.output_limbs, 1, len(self.ring.moduli)),
+            ("labels", len(self.labels), 1, 1 << 20),
+            ("output_bound_bits", self.output_bound_bits, -64, _MAX_SCALE_BITS),
+        ):
+            if not low <= value <= high:
+                raise FormatError(f"client spec: {field} = {value} is outside {low}..{high}")
+        if not 1 <= self.output_scale < 1 << _MAX_SCALE_BITS:
+            raise FormatError("client spec: output_scale is out of range")
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, hex."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
