@@ -12,8 +12,8 @@ from mcfhe.errors import FormatError, ParameterError
 from mcfhe.graph.steps import Ring
 from mcfhe.lattice.security import require_security
 from mcfhe.primes import is_prime
+from mcfhe.spec import LATTICE_FORMAT
 
-SPEC_FORMAT = "mcfhe/lattice-client-spec"
 SPEC_VERSION = 1
 _MAX_LIMBS = 64
 _MAX_SCALE_BITS = 2048
@@ -54,7 +54,7 @@ class LatticeSpec:
     def to_json(self) -> str:
         """Canonical JSON: keys sorted, the scale as two decimal strings."""
         body: dict[str, Any] = {
-            "format": SPEC_FORMAT,
+            "format": LATTICE_FORMAT,
             "version": SPEC_VERSION,
             "program_id": self.program_id,
             "input_shape": list(self.input_shape),
@@ -78,8 +78,8 @@ class LatticeSpec:
             body = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise FormatError(f"client spec: not JSON ({error}); fetch it again from the program") from None
-        if not isinstance(body, dict) or body.get("format") != SPEC_FORMAT:
-            raise FormatError(f"client spec: field 'format' is not {SPEC_FORMAT!r}")
+        if not isinstance(body, dict) or body.get("format") != LATTICE_FORMAT:
+            raise FormatError(f"client spec: field 'format' is not {LATTICE_FORMAT!r}")
         if body.get("version") != SPEC_VERSION:
             raise FormatError(f"client spec: version {body.get('version')!r}, this build reads {SPEC_VERSION}")
         try:
