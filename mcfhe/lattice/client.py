@@ -2,7 +2,7 @@
 
 Scores are approximate: decrypted ones differ from the quantised network's by noise, which depends on the secret key.
 Whoever gets exact decrypted scores of ciphertexts of their choice can attack the key (B. Li, D. Micciancio, On the
-Security of Homomorphic Encryption on Approximate Numbers, EUROCRYPT 2021): keep scores to yourself, or give labels only.
+Security of Homomorphic Encryption on Approximate Numbers, EUROCRYPT 2021): keep scores to yourself, or give only labels.
 """
 
 from __future__ import annotations

@@ -46,16 +46,14 @@ class LatticeEvaluationKey:
             raise FormatError("relinearisation key: a residue outside 0 <= r < q")
 
     def __repr__(self) -> str:
-        return (
-            f"LatticeEvaluationKey(n={self.ring.degree}, limbs={len(self.ring.moduli)}, key_id={self.key_id[:12]})"
-        )
+        return f"LatticeEvaluationKey(n={self.ring.degree}, limbs={len(self.ring.moduli)}, key_id={self.key_id[:12]})"
 
     @cached_property
     def key_id(self) -> str:
         """SHA-256, 64 hex digits, over public values only."""
         state = hashlib.sha256(b"mcfhe/lattice-evaluation-key/1\0")
         state.update(np.array([self.ring.degree, *self.ring.moduli, self.ring.special], "<u8").tobytes())
-        state.update(np.ascontiguousarray(self.keys.numpy(), "<i4"))
+        state.update(np.ascontiguousarray(self.keys.numpy(), "<i4").data)
         return state.hexdigest()
 
     def tensors(self) -> dict[str, np.ndarray]:

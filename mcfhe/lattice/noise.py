@@ -23,7 +23,7 @@ def fresh(degree: int) -> float:
 
 
 def rescaled(degree: int, components: int = 2) -> float:
-    """The rounding of every component, weighted by the powers of the secret that it meets (s^2 counted as n / 2 ...)."""
+    """The rounding of every component, by at most 1 / 2, times the power of the secret that it meets."""
     secret = 2 * degree / 3
     return _slots(degree, sum(secret**power for power in range(components)) / 12)
 
