@@ -1,8 +1,8 @@
 """The client of the lattice scheme: holds a SEAL secret key, encrypts images, decrypts scores.
 
 Scores are approximate: decrypted ones differ from the quantised network's by noise, which depends on the secret key.
-Whoever gets exact decrypted scores of ciphertexts of their choice can attack the key (B. Li, D. Micciancio, On the
-Security of Homomorphic Encryption on Approximate Numbers, EUROCRYPT 2021): keep scores to yourself, or give only labels.
+Whoever gets exact decrypted scores of ciphertexts of their choice can attack the key (B. Li, D. Micciancio, On
+the Security of Homomorphic Encryption on Approximate Numbers, EUROCRYPT 2021): keep scores to yourself.
 """
 
 from __future__ import annotations

@@ -47,8 +47,7 @@ def summarise(program: LatticeProgram) -> str:
     macs = multiply_adds(program)
     lines += [
         "",
-        f"a request: {up / 2**20:.1f} MiB up, {down / 2**20:.2f} MiB down, whatever its batch of 1 to {program.slots} "
-        "images:",
+        f"a request: {up / 2**20:.1f} MiB up, {down / 2**20:.2f} MiB down, whatever its batch (1 to {program.slots}):",
         f"{up / program.slots / 2**10:.0f} KiB up an image when full, all of it for one; key {key / 2**20:.1f} MiB, once",
         f"{macs:,} multiply-adds on residues and {relinearisations(program):,} relinearised ciphertexts a request",
     ]
