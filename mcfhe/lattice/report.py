@@ -48,7 +48,7 @@ def summarise(program: LatticeProgram) -> str:
     lines += [
         "",
         f"a request: {up / 2**20:.1f} MiB up, {down / 2**20:.2f} MiB down, whatever its batch (1 to {program.slots}):",
-        f"{up / program.slots / 2**10:.0f} KiB up an image when full, all of it for one; key {key / 2**20:.1f} MiB, once",
+        f"{up / program.slots / 2**10:.0f} KiB up an image when full, all of it for one; key {key / 2**20:.1f} MiB",
         f"{macs:,} multiply-adds on residues and {relinearisations(program):,} relinearised ciphertexts a request",
     ]
     return "\n".join(lines)
