@@ -46,9 +46,7 @@ class LatticeEvaluationKey:
             raise FormatError("relinearisation key: a residue outside 0 <= r < q")
 
     def __repr__(self) -> str:
-        return (
-            f"LatticeEvaluationKey(n={self.ring.degree}, limbs={len(self.ring.moduli)}, key_id={self.key_id[:12]})"
-        )
+        return f"LatticeEvaluationKey(n={self.ring.degree}, limbs={len(self.ring.moduli)}, key_id={self.key_id[:12]})"
 
     @cached_property
     def key_id(self) -> str:

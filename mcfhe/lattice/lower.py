@@ -162,9 +162,7 @@ class _Builder:
         self.levels.append(made[1])
         return len(self.steps)
 
-    def _step(
-        self, node: Node, shape: Shape, inputs: tuple[int, ...], levels: Sequence[Level]
-    ) -> tuple[Step, Level]:
+    def _step(self, node: Node, shape: Shape, inputs: tuple[int, ...], levels: Sequence[Level]) -> tuple[Step, Level]:
         x = levels[0]
         match node:
             case Conv2d() | Linear():

@@ -167,7 +167,9 @@ def _candidates(
         if log2(noise.fresh(degree)) - input_bits > -requirements.precision:
             continue
         for rescales in product(range(MAX_RESCALES + 1), repeat=len(places)):
-            found = _levels(graph, constants, dict(zip(places, rescales, strict=True)), requirements, degree, input_bits)
+            found = _levels(
+                graph, constants, dict(zip(places, rescales, strict=True)), requirements, degree, input_bits
+            )
             if found is not None:
                 yield found
 
@@ -223,9 +225,7 @@ def _levels(
         limbs_before[index] = max(before, limbs_after[index] + rescales.get(index, 0))
         for source in graph.nodes[index].inputs:
             limbs_after[source] = max(limbs_after[source], limbs_before[index])
-    placements = tuple(
-        (index, Placement(count, limbs_after[index], True)) for index, count in sorted(rescales.items())
-    )
+    placements = tuple((index, Placement(count, limbs_after[index], True)) for index, count in sorted(rescales.items()))
     return Plan(degree, limbs_before[0], input_bits, placements)
 
 
