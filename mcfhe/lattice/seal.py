@@ -73,7 +73,12 @@ class Seal:
         parameters = sealapi.EncryptionParameters(sealapi.SCHEME_TYPE.CKKS)
         parameters.set_poly_modulus_degree(self.ring.degree)
         parameters.set_coeff_modulus([sealapi.Modulus(q) for q in (*self.ring.moduli, self.ring.special)])
-        return sealapi.SEALContext(parameters, True, sealapi.SEC_LEVEL_TYPE.TC128)
+        return sealapi.SEALContext(parameters, True, self._level)
+
+    @property
+    def _level(self) -> Any:
+        """What SEAL checks parameters against."""
+        return _seal().SEC_LEVEL_TYPE.TC128
 
     @cached_property
     def encoder(self) -> Any:
@@ -101,6 +106,10 @@ class Seal:
         sealapi = _seal()
         keys = sealapi.RelinKeys()
         sealapi.KeyGenerator(self.context, secret).create_relin_keys(keys)
+        return self.key_residues(keys)
+
+    def key_residues(self, keys: Any) -> np.ndarray:
+        """int64 ``[D, 2, D + 1, n]`` of SEAL's relinearisation keys."""
         reader = _Reader(_unwrapped(_saved(keys)))
         reader.take(32)
         if reader.number() != 1:
