@@ -1,7 +1,7 @@
 """The lattice scheme on whole networks: ``make bench-lattice``.
 
 Full batches of real MNIST or, where that is not installed, random images (the time does not depend on them): the
-CryptoNets-style net (A), the net of TenSEAL's tutorial (B) and the demo LeNet. Writes build/reports/bench-lattice.json
+net of TenSEAL's tutorial (A), the CryptoNets-style net (B) and the demo LeNet. Writes build/reports/bench-lattice.json
 {device, cores, rows [{name, median, spread, ratio, against, ...}]}: milliseconds of evaluation for one image of a full
 batch; ratio: over torch float32 on the same batch. Beside them what encryption, decryption, bytes and memory cost.
 """
@@ -30,8 +30,8 @@ REPORT = Path("build/reports/bench-lattice.json")
 REPEATS = 5
 SCALE_BITS = {"demo LeNet": 10}
 NETWORKS: dict[str, Callable[[], Any]] = {
-    "A: CryptoNets-style": lambda: mcfhe.models.cryptonets(pretrained="mnist"),
-    "B: TenSEAL tutorial": lambda: mcfhe.models.tenseal_net(pretrained="mnist"),
+    "A: TenSEAL tutorial": lambda: mcfhe.models.tenseal_net(pretrained="mnist"),
+    "B: CryptoNets-style": lambda: mcfhe.models.cryptonets(pretrained="mnist"),
     "demo LeNet": lambda: mcfhe.models.lenet(pretrained="fashion-mnist"),
 }
 
