@@ -39,7 +39,7 @@ from mcfhe.graph.steps import (
 )
 from mcfhe.ring_runner import RingRunner
 from mcfhe.schedule import Item, Part, components, fuse, schedule
-from mcfhe.tiling import Piece, Tile, fit
+from mcfhe.tiling import VECTOR, Piece, Tile, fit
 from mcfhe.workers import run_tiles
 
 if TYPE_CHECKING:
@@ -160,7 +160,8 @@ class Engine:
         workers = torch.get_num_threads()
         live = self.live_entries if live is None else live
         budget = CPU_TILE_BYTES if self.tile_bytes is None else max(1, self.tile_bytes // workers)
-        per_tile, streams = fit(limbs, stream, max(1, budget // (RESIDUE_BYTES * max(1, live))))
+        least = VECTOR if self._ring is not None else 1  # fewer columns of a wide ciphertext waste what is loaded
+        per_tile, streams = fit(limbs, stream, max(least, budget // (RESIDUE_BYTES * max(1, live))))
         columns = -(-stream // streams)
         if columns * -(-limbs // per_tile) < workers:
             per_tile = max(1, -(-limbs * columns // workers))
@@ -236,18 +237,16 @@ class Engine:
         ]
         parts = {rows.start: binding.limbs(rows.start, rows.stop) for rows, _ in tiles}
 
-        def evaluate(tile: Piece) -> dict[int, Tensor]:
-            rows = tile[0]
+        def evaluate(tile: Piece) -> None:
+            rows, columns = tile
             inputs = {v: _columns(values[v], tile, components(program, v)).to(self.device) for v in part.reads}
-            return self._run_items(part, parts[rows.start], inputs)
-
-        threaded = self.device.type == "cpu" and torch.get_num_threads() > 1 and len(tiles) > 1
-        done = run_tiles(evaluate, tiles) if threaded else map(evaluate, tiles)
-        for count, (tile, outputs) in enumerate(zip(tiles, done, strict=True)):
-            for v, result in outputs.items():
-                rows, columns = tile
+            # Written here, not by whoever waits: results of many small tiles would pile up faster than one thread stores.
+            for v, result in self._run_items(part, parts[rows.start], inputs).items():
                 target = _by_component(results[v], components(program, v))[rows, ..., columns]
                 target.copy_(result.view(target.shape))
+
+        threaded = self.device.type == "cpu" and torch.get_num_threads() > 1 and len(tiles) > 1
+        for count, _ in enumerate(run_tiles(evaluate, tiles) if threaded else map(evaluate, tiles)):
             if progress is not None:
                 progress((count + 1) / len(tiles))
         return results
