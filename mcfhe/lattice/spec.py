@@ -28,7 +28,7 @@ class LatticeSpec:
         ring: degree, moduli of a fresh ciphertext, special modulus.
         input_bits: log2 of the scale that slots are encoded at.
         output_limbs, output_scale: level of the scores' ciphertexts, which have two components.
-        output_bound_bits: |score| < 2^output_bound_bits is proved for every image, noise aside.
+        output_bound_bits: |score| < 2^output_bound_bits is proved for every image, noise aside; 0 or more.
     """
 
     program_id: str
@@ -121,7 +121,7 @@ class LatticeSpec:
             ("input_bits", self.input_bits, 1, 60),
             ("output_limbs", self.output_limbs, 1, len(self.ring.moduli)),
             ("labels", len(self.labels), 1, 1 << 20),
-            ("output_bound_bits", self.output_bound_bits, -64, _MAX_SCALE_BITS),
+            ("output_bound_bits", self.output_bound_bits, 0, _MAX_SCALE_BITS),
         ):
             if not low <= value <= high:
                 raise FormatError(f"client spec: {field} = {value} is outside {low}..{high}")
