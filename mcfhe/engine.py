@@ -135,7 +135,9 @@ class Engine:
         digits = len(ring.moduli)
         expected = (digits, 2, digits + 1, ring.degree)
         if tuple(keys.shape) != expected or keys.dtype != torch.int64:
-            raise ParameterError(f"relinearisation key: {keys.dtype} {list(keys.shape)}, int64 {list(expected)} expected")
+            raise ParameterError(
+                f"relinearisation key: {keys.dtype} {list(keys.shape)}, int64 {list(expected)} expected"
+            )
         levels = {
             self.program.levels[item.step.inputs[0]].limbs
             for item in self._fused
@@ -164,9 +166,7 @@ class Engine:
             per_tile = max(1, -(-limbs * columns // workers))
         return per_tile, streams
 
-    def run(
-        self, binding: Binding | RingBinding, x: Tensor, progress: Callable[[float], None] | None = None
-    ) -> Tensor:
+    def run(self, binding: Binding | RingBinding, x: Tensor, progress: Callable[[float], None] | None = None) -> Tensor:
         """Evaluate residues ``x`` [L, C, H, W, S], canonical, on any device -> [L', labels, S'] on ``x``'s device.
 
         L' = L and S' = S but for lattice programs, where both are those of the output's level. ``progress`` is called
@@ -206,7 +206,7 @@ class Engine:
         if part.ring:
             return 100.0 * limbs * limbs * prod(self.program.steps[part.items[0][1].output - 1].shape)
         weighted = (item.step for _, item in part.items if isinstance(item.step, (Conv2dStep, LinearStep)))
-        return limbs * (1.0 + sum(step.weight[0].size * prod(step.shape) for step in weighted))
+        return limbs * (1.0 + sum(int(step.weight[0].size) * prod(step.shape) for step in weighted))
 
     def _run_part(
         self, part: Part, binding: Binding, values: Mapping[int, Tensor], progress: Callable[[float], None] | None
@@ -220,7 +220,11 @@ class Engine:
         dtype = torch.int64 if ring is None else torch.int32
         results = {
             v: torch.empty(
-                limbs, *program.steps[v - 1].shape, stream * components(program, v), dtype=dtype, device=values[first].device
+                limbs,
+                *program.steps[v - 1].shape,
+                stream * components(program, v),
+                dtype=dtype,
+                device=values[first].device,
             )
             for v in part.writes
         }

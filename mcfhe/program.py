@@ -36,7 +36,10 @@ _TENSORS = {"node.*": container.TensorField("U8", ((1, 1 << 31), (1, 8)))}
 
 
 def load_program(path: str | os.PathLike[str]) -> Any:
-    """The program, of whichever scheme, that its ``save`` wrote. FormatError for anything else; nothing in the file is executed."""
+    """The program, of whichever scheme, that its ``save`` wrote.
+
+    FormatError for anything else; nothing in the file is executed.
+    """
     data = container.read_file(path, _MAX_FILE)
     try:
         return Program.from_bytes(data)

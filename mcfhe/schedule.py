@@ -84,9 +84,13 @@ def schedule(program: IntegerProgram, items: Sequence[Item]) -> tuple[Part, ...]
     for index, item in enumerate(items):
         ring = isinstance(item.step, RING_STEPS)
         previous = groups[-1][-1][1] if groups else None
-        if previous is not None and isinstance(previous.step, RING_STEPS) == ring and (
-            # a ring part is one chain, so that a ciphertext passes through all of it while it is in the cache
-            item.step.inputs == (previous.output,) if ring else _limbs(program, item) == _limbs(program, previous)
+        if (
+            previous is not None
+            and isinstance(previous.step, RING_STEPS) == ring
+            and (
+                # a ring part is one chain, so that a ciphertext passes through all of it while it is in the cache
+                item.step.inputs == (previous.output,) if ring else _limbs(program, item) == _limbs(program, previous)
+            )
         ):
             groups[-1].append((index, item))
         else:

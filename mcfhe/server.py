@@ -13,7 +13,8 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from mcfhe import ops
-from mcfhe.engine import Binding, Engine
+from mcfhe.binding import Binding
+from mcfhe.engine import Engine
 from mcfhe.errors import CapacityError, MismatchError, ParameterError
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.program import Program

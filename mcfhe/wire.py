@@ -127,9 +127,7 @@ class Request:
         return pack(_REQUEST_KIND, tensors, self.evaluation_key.metadata() | _common_metadata(self))
 
     @staticmethod
-    def from_bytes(
-        data: bytes | bytearray | memoryview, keys: Callable[[str], Any] | None = None
-    ) -> Any:
+    def from_bytes(data: bytes | bytearray | memoryview, keys: Callable[[str], Any] | None = None) -> Any:
         """Parse and validate every field; FormatError, SecretFieldError or MismatchError otherwise.
 
         ``keys`` finds the evaluation key of a keyed request by its id; without it only requests that carry their key
@@ -171,7 +169,7 @@ class Request:
         write_file(path, self.to_bytes())
 
     @staticmethod
-    def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> Request:
+    def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> Any:
         return Request.from_bytes(read_file(path, max_bytes))
 
 
@@ -262,7 +260,7 @@ class Response:
         write_file(path, self.to_bytes())
 
     @staticmethod
-    def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> Response:
+    def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> Any:
         return Response.from_bytes(read_file(path, max_bytes))
 
 

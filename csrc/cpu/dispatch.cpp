@@ -43,6 +43,11 @@ const KernelTable& kernels() {
   return table;
 }
 
+const LatticeKernels& lattice_kernels(int64_t n) {
+  const LatticeKernels& best = kernels().lattice;
+  return n >= best.min_degree ? best : kGenericKernels.lattice;
+}
+
 const char* isa_name() { return kernels().name; }
 
 const char* path_name(Path path) {
@@ -66,7 +71,7 @@ int64_t pointwise_tasks(const PointwiseParams& p) {
 int64_t tensor_square_tasks(const TensorSquareParams& p) {
   return p.limbs * p.channels * p.positions * ((p.n + kPointwiseBlock - 1) / kPointwiseBlock);
 }
-int64_t relinearise_scratch_words(const RelineariseParams& p) { return (2 * p.limbs + 5) * p.n; }
+int64_t relinearise_scratch_words(const RelineariseParams& p) { return (2 * p.limbs + 4) * p.n; }
 int64_t rescale_scratch_words(const RingParams& p) { return 2 * p.n; }
 
 }  // namespace mcfhe::cpu

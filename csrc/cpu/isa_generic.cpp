@@ -12,9 +12,13 @@ namespace {
 
 #include "pointwise_body.h"
 
+#include "tensor_square_body.h"
+
+#include "words_generic.h"
+
 #include "ntt_body.h"
 
-#include "lattice_body.h"
+#include "key_switch_body.h"
 
 }  // namespace
 

@@ -129,6 +129,8 @@ struct KernelTable {
 // when that one is unknown or the processor lacks it.
 const KernelTable& kernels();
 const char* isa_name();
+// The lattice kernels of kernels(), or the generic ones for rings too small for these.
+const LatticeKernels& lattice_kernels(int64_t n);
 
 // Chooses path, blocking and task count. `max_abs` and `max_sum` bound |q| and the sum of |q| over one output.
 ConvPlan plan_conv2d(const ConvParams& p, int64_t max_abs, int64_t max_sum, int64_t max_modulus,

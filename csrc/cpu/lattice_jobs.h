@@ -66,6 +66,7 @@ int64_t rescale_scratch_words(const RingParams& p);
 
 // The lattice part of a KernelTable.
 struct LatticeKernels {
+  int64_t min_degree;  // of ntt, pack_keys, relinearise and rescale
   void (*ntt)(const NttJob&, int64_t task, uint32_t* scratch);
   void (*tensor_square)(const TensorSquareJob&, int64_t task);
   // Task: one row of n residues of the keys.

@@ -55,9 +55,9 @@ Tensor ntt(const Tensor& x, const Tensor& tables, const Tensor& moduli, bool inv
   const Tensor y = empty_like_shape(x, reshaped(x, p.limbs, x.size(x.dim() - 1)));
   if (y.numel() == 0) return y;
   BadResidue bad;
+  const LatticeKernels& table = lattice_kernels(p.n);
   const NttJob job{p, ring, inverse, xd.const_data_ptr<int64_t>(), y.mutable_data_ptr<int64_t>(), &bad};
-  run_with_scratch(p.limbs * p.runs, p.n, p.n,
-                   [&](int64_t task, uint32_t* scratch) { kernels().lattice.ntt(job, task, scratch); });
+  run_with_scratch(p.limbs * p.runs, p.n, p.n, [&](int64_t task, uint32_t* scratch) { table.ntt(job, task, scratch); });
   refuse_bad_residue(op, bad);
   return y;
 }
@@ -108,7 +108,7 @@ Tensor relinearise(const Tensor& x, const Tensor& keys, const Tensor& tables, co
                            &bad};
   RelineariseJob keys_job = job;
   keys_job.bad = &bad_key;
-  const LatticeKernels& table = kernels().lattice;
+  const LatticeKernels& table = lattice_kernels(p.n);
   torch::stable::parallel_for(0, kd.numel() / p.n, grain_for(p.n), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) table.pack_keys(keys_job, row, packed.get());
   });
@@ -130,9 +130,10 @@ Tensor rescale(const Tensor& x, const Tensor& tables, const Tensor& moduli) {
   const Tensor y = empty_like_shape(x, reshaped(x, p.limbs - 1, x.size(x.dim() - 1)));
   if (y.numel() == 0) return y;
   BadResidue bad;
+  const LatticeKernels& table = lattice_kernels(p.n);
   const RescaleJob job{p, ring, xd.const_data_ptr<int64_t>(), inverse.data(), y.mutable_data_ptr<int64_t>(), &bad};
   run_with_scratch(p.runs, p.n * p.limbs, rescale_scratch_words(p),
-                   [&](int64_t task, uint32_t* scratch) { kernels().lattice.rescale(job, task, scratch); });
+                   [&](int64_t task, uint32_t* scratch) { table.rescale(job, task, scratch); });
   refuse_bad_residue(op, bad);
   return y;
 }

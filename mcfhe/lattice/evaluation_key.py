@@ -54,7 +54,7 @@ class LatticeEvaluationKey:
         """SHA-256, 64 hex digits, over public values only."""
         state = hashlib.sha256(b"mcfhe/lattice-evaluation-key/1\0")
         state.update(np.array([self.ring.degree, *self.ring.moduli, self.ring.special], "<u8").tobytes())
-        state.update(np.ascontiguousarray(self.keys.numpy(), "<i4"))
+        state.update(np.ascontiguousarray(self.keys.numpy(), "<i4").data)
         return state.hexdigest()
 
     def tensors(self) -> dict[str, np.ndarray]:

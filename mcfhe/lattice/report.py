@@ -19,10 +19,10 @@ def summarise(program: LatticeProgram) -> str:
     lines = [
         f"lattice program {program.program_id[:16]}: input {'x'.join(map(str, program.input_shape))}, "
         f"{len(program.labels)} labels, RNS-CKKS, ring degree {ring.degree}, {program.slots} slots,",
-        f"{len(ring.moduli)} limbs of 30 bits and a special modulus: {plan.modulus_bits} bits of Q P, the 128-bit table "
-        f"allows {MAX_MODULUS_BITS[ring.degree]}; passes: {', '.join(program.settings.passes)}",
-        "scale: log2 of what a slot's number is multiplied by; bits: of the largest proved value at that scale; room: of",
-        "the modulus beyond it",
+        f"{len(ring.moduli)} limbs of 30 bits and a special modulus: {plan.modulus_bits} bits of Q P, the 128-bit",
+        f"table allows {MAX_MODULUS_BITS[ring.degree]}; passes: {', '.join(program.settings.passes)}",
+        "scale: log2 of what a slot's number is multiplied by; bits: of the largest proved value at that scale;",
+        "room: bits of the modulus beyond it",
         "",
     ]
     rows = [("layer", "op", "output", "limbs", "parts", "scale", "bits", "room")]
@@ -47,8 +47,8 @@ def summarise(program: LatticeProgram) -> str:
     macs = multiply_adds(program)
     lines += [
         "",
-        f"a request: {up / 2**20:.1f} MiB up, {down / 2**20:.2f} MiB down whatever its batch (1 to {program.slots} "
-        f"images: {up / program.slots / 2**10:.0f} KiB an image when full, all of it for one); key {key / 2**20:.1f} MiB",
+        f"a request: {up / 2**20:.1f} MiB up, {down / 2**20:.2f} MiB down, whatever its batch (1 to {program.slots}):",
+        f"{up / program.slots / 2**10:.0f} KiB up an image when full, all of it for one; key {key / 2**20:.1f} MiB",
         f"{macs:,} multiply-adds on residues and {relinearisations(program):,} relinearised ciphertexts a request",
     ]
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """A lattice program on real numbers, with the noise it is expected to have: what precision to expect, layer by layer.
 
-Every step is evaluated in float64 as what it means for the slots, twice: without noise, and with independent normal noise
-wherever the scheme adds some (:mod:`mcfhe.lattice.noise`). The difference is the prediction; tests compare it with
-what decryption gives.
+Every step is evaluated in float64 as what it means for the slots, twice: without noise, and with independent normal
+noise wherever the scheme adds some (:mod:`mcfhe.lattice.noise`). The difference is the prediction, which tests compare
+with what decryption gives.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _step(program: IntegerProgram, step: Step, index: int, inputs: list[Tensor])
         case TensorSquareStep():
             divisors = (scale, scale / before, scale / before**2)
             rows = torch.tensor([[float(a / d) for a, d in zip(r, divisors, strict=True)] for r in step.coefficients])
-            a0, a1, a2 = rows.double().T.reshape(3, -1, *(1,) * (x.dim() - 2))
+            a0, a1, a2 = rows.double().T.reshape(3, -1, *(1,) * (x.dim() - 2)).unbind()
             return (a2 * x + a1) * x + a0
         case AddStep():
             factors = _factors(program, step, scale)

@@ -151,8 +151,8 @@ class LatticeSpec:
         ):
             if not low <= value <= high:
                 raise FormatError(f"client spec: {field} = {value} is outside {low}..{high}")
-        largest = max(abs(v) for row in self.table for v in row)
-        if largest << self.input_bits >= prod(self.ring.moduli) << self.scale_bits:
+        largest = max(1 << self.scale_bits, *(abs(v) for row in self.table for v in row))
+        if largest << (self.input_bits + 2) >= prod(self.ring.moduli) << self.scale_bits:
             raise FormatError(f"client spec: table and input_bits = {self.input_bits} are too large for the moduli")
         out = prod(self.ring.moduli[: self.output_limbs])
         if not 1 <= self.output_scale < out or log2(self.output_scale) + self.output_bound_bits >= log2(out):

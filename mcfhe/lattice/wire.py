@@ -76,7 +76,10 @@ class LatticeRequest:
                 raise FormatError(f"request: ciphertext holds a value outside 0 <= r < {q} in limb {limb}")
 
     def to_bytes(self, *, embed_key: bool = True) -> bytes:
-        """Serialise; FormatError if a residue is out of range. Without ``embed_key`` the key is named by its id only."""
+        """Serialise; FormatError if a residue is out of range.
+
+        Without ``embed_key`` the key is named by its id only: for a server that has it.
+        """
         self.check_ranges()
         tensors = {"ciphertext": self.ciphertext.cpu().numpy()}
         common = {"program_id": self.program_id, "request_id": self.request_id, "batch": str(self.batch)}
@@ -88,7 +91,10 @@ class LatticeRequest:
     def from_bytes(
         data: bytes | bytearray | memoryview, keys: Callable[[str], LatticeEvaluationKey | None] | None = None
     ) -> LatticeRequest:
-        """Parse and validate every field. ``keys`` finds the key of a keyed request; UnknownKeyError if it finds none."""
+        """Parse and validate every field.
+
+        ``keys`` finds the evaluation key of a keyed request by its id; UnknownKeyError if it finds none.
+        """
         data = as_bytes(data)
         if keys is not None and read_header(data).metadata.get("kind") == KEYED_KIND:
             content = unpack(data, KEYED_KIND, {"ciphertext": _CIPHERTEXT}, (*_COMMON, "key_id"))

@@ -20,7 +20,7 @@ from mcfhe.lattice.program import LatticeProgram
 from mcfhe.lattice.seal import Seal
 from mcfhe.lattice.server import LatticeServer
 from mcfhe.lattice.simulate import simulate
-from tests.lattice.support import AnySeal, Square
+from tests.lattice.support import AnySeal
 
 
 class Residual(nn.Module):
