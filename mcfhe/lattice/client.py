@@ -1,8 +1,10 @@
 """The client of the lattice scheme: holds a SEAL secret key, encrypts images, decrypts scores.
 
 Scores are approximate: decrypted ones differ from the quantised network's by noise, which depends on the secret key.
-Whoever gets exact decrypted scores of ciphertexts of their choice can attack the key (B. Li, D. Micciancio, On
-the Security of Homomorphic Encryption on Approximate Numbers, EUROCRYPT 2021): keep scores to yourself.
+Whoever sees the ciphertexts and gets decrypted scores, even of honest evaluations and without choosing anything, may
+recover the key (IND-CPA-D: B. Li, D. Micciancio, On the Security of Homomorphic Encryption on Approximate Numbers,
+EUROCRYPT 2021). Do not hand scores back to the server; whoever must publish something should publish labels, or scores
+rounded far above the noise, which leak much less but have no proof here.
 """
 
 from __future__ import annotations

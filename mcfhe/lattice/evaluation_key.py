@@ -41,9 +41,10 @@ class LatticeEvaluationKey:
             raise FormatError(
                 f"relinearisation key: {self.keys.dtype} {list(self.keys.shape)}, int32 {list(expected)} expected"
             )
-        moduli = torch.tensor([*self.ring.moduli, self.ring.special])[:, None]
-        if bool(((self.keys < 0) | (self.keys >= moduli)).any()):
-            raise FormatError("relinearisation key: a residue outside 0 <= r < q")
+        for limb, q in enumerate((*self.ring.moduli, self.ring.special)):
+            rows = self.keys[:, :, limb]
+            if int(rows.min()) < 0 or int(rows.max()) >= q:
+                raise FormatError(f"relinearisation key: a residue outside 0 <= r < {q}")
 
     def __repr__(self) -> str:
         return f"LatticeEvaluationKey(n={self.ring.degree}, limbs={len(self.ring.moduli)}, key_id={self.key_id[:12]})"

@@ -42,7 +42,6 @@ from mcfhe.graph.steps import (
 from mcfhe.modular.constants import LayerConstants, pool_factor
 
 ALIGNMENT_BITS = 14  # a sum's operands are brought to one scale within 2^-14 of it
-_MAX_FACTOR_BITS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +76,19 @@ def square_terms(node: Poly, bits: int, scale: Fraction) -> tuple[tuple[int, int
 
 
 def alignment(scales: Sequence[Fraction]) -> tuple[Fraction, tuple[int, ...]]:
-    """A scale and whole factors that bring every operand to it, each within 2^-14. ParameterError if there are none."""
-    for extra in range(_MAX_FACTOR_BITS):
-        target = max(scales) * 2**extra
-        factors = tuple(round(target / s) for s in scales)
-        if all(abs(f * s / target - 1) <= 2.0**-ALIGNMENT_BITS for f, s in zip(factors, scales, strict=True)):
-            return target, factors
-    raise ParameterError(f"a sum of values whose scales are 2^{[round(log2(s), 2) for s in scales]}: no common scale")
+    """A scale and whole factors that bring every operand to it.
+
+    Exactly, where the scales are powers of two apart. Otherwise the scale is 2^(ALIGNMENT_BITS - 1) times the largest,
+    always, so that a plan can count on it, and each operand is within 2^-ALIGNMENT_BITS of its value.
+    """
+    target = max(scales)
+    if any(not _power_of_two(target / scale) for scale in scales):
+        target *= 1 << (ALIGNMENT_BITS - 1)
+    return target, tuple(round(target / scale) for scale in scales)
+
+
+def _power_of_two(ratio: Fraction) -> bool:
+    return ratio.denominator == 1 and ratio.numerator & (ratio.numerator - 1) == 0
 
 
 def lower_lattice(
@@ -101,8 +106,11 @@ def lower_lattice(
 
     Raises:
         UnsupportedLayerError: an activation that is not quadratic.
-        ParameterError: a placement that leaves no limb, a square or a sum of three components.
+        ParameterError: a placement after no node, one that leaves no limb or relinearises two components, a square or a
+            sum of three components.
     """
+    if not all(0 < index < len(graph.nodes) for index in placements):
+        raise ParameterError(f"placements after nodes {sorted(placements)}: there are 1..{len(graph.nodes) - 1}")
     builder = _Builder(graph, layer_bits, ring, Level(len(ring.moduli), 2, input_scale))
     for index, (node, shape) in enumerate(zip(graph.nodes, graph.shapes, strict=True)):
         if index:
@@ -142,6 +150,10 @@ class _Builder:
             scale = level.scale / self.ring.moduli[level.limbs - 1]
             self._ring_step(RescaleStep, node, shape, Level(level.limbs - 1, level.components, scale))
         level = self._last(node)
+        if placement.limbs > level.limbs:
+            raise ParameterError(f"layer {node.name!r}: {placement.limbs} limbs after it, {level.limbs} are left")
+        if placement.relinearise and level.components != 3:
+            raise ParameterError(f"layer {node.name!r}: nothing to relinearise, its ciphertexts have two components")
         if placement.limbs < level.limbs:
             dropped = Level(placement.limbs, level.components, level.scale)
             self._ring_step(DropStep, node, shape, dropped, limbs=placement.limbs)

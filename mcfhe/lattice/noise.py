@@ -8,7 +8,7 @@ section 3.4 and appendix B, average case). Integers, to be divided by the scale 
 
 from __future__ import annotations
 
-from math import sqrt
+from math import factorial, sqrt
 
 ERROR_STD = 3.2  # of a fresh coefficient: SEAL's seal::util::global_variables::noise_standard_deviation
 
@@ -23,9 +23,13 @@ def fresh(degree: int) -> float:
 
 
 def rescaled(degree: int, components: int = 2) -> float:
-    """The rounding of every component, by at most 1 / 2, times the power of the secret that it meets."""
+    """The rounding of every component, weighted by the power of the secret s that it meets.
+
+    A slot of s is a complex normal variable of variance 2 n / 3 on average, so |s|^2k has the mean k! (2 n / 3)^k. With
+    three components few slots, those where s is large, have most of the noise: up to ten times this.
+    """
     secret = 2 * degree / 3
-    return _slots(degree, sum(secret**power for power in range(components)) / 12)
+    return _slots(degree, sum(factorial(power) * secret**power for power in range(components)) / 12)
 
 
 def relinearised(degree: int, limbs: int, modulus_bits: int, special_bits: int) -> float:

@@ -23,8 +23,9 @@ from mcfhe.graph.settings import Settings
 from mcfhe.graph.steps import IntegerProgram
 from mcfhe.graph.storage import decode_graph, encode_graph, identity
 from mcfhe.lattice.lower import Placement, lower_lattice
-from mcfhe.lattice.plan import MAX_LIMBS, Plan, make_plan
+from mcfhe.lattice.plan import Plan, make_plan
 from mcfhe.lattice.report import summarise
+from mcfhe.lattice.search import MAX_LIMBS
 from mcfhe.lattice.security import require_security
 from mcfhe.lattice.simulate import LayerPrecision, predict_precision
 from mcfhe.lattice.spec import LatticeSpec
@@ -127,7 +128,7 @@ class LatticeProgram:
 
     @cached_property
     def exact_certificate(self) -> Certificate:
-        """Bounds proved for every image, of :attr:`exact_program`."""
+        """Bounds of :attr:`exact_program`, proved for every image and for a slot without one."""
         return _certify(self.exact_program, self.settings)
 
     @cached_property
@@ -150,7 +151,7 @@ class LatticeProgram:
             input_bits=self.plan.input_bits,
             output_limbs=level.limbs,
             output_scale=level.scale,
-            output_bound_bits=self.value_bounds[-1],
+            output_bound_bits=max(0.0, self.value_bounds[-1]),  # noise may exceed a smaller one
         )
 
     def evaluate_plain(self, images: Any) -> Tensor:
@@ -225,7 +226,8 @@ def _exact(graph: Graph, settings: Settings) -> IntegerProgram:
 
 
 def _certify(program: IntegerProgram, settings: Settings) -> Certificate:
-    pairs = [(min(row), max(row)) for row in settings.table]
+    # slots that hold no image hold zeros, and a wrap in one slot would damage all
+    pairs = [(min(0, *row), max(0, *row)) for row in settings.table]
     return certify(program, Intervals.of(pairs), guard_bits=0)
 
 
@@ -255,6 +257,8 @@ def _plan_from_json(body: Any) -> Plan:
         raise FormatError("program: plan field 'placements' is not a list of four numbers each")
     if any(type(v) is not int or not 0 <= v < 1 << 20 for v in [*numbers, *(v for row in rows for v in row)]):
         raise FormatError("program: plan: whole numbers in range expected")
+    if [row[0] for row in rows] != sorted({row[0] for row in rows}) or any(row[3] > 1 for row in rows):
+        raise FormatError("program: plan field 'placements' is not in ascending order of layers, each once")
     if not 1 <= body["limbs"] <= MAX_LIMBS or not 1 <= body["input_bits"] <= 60 or any(row[2] < 1 for row in rows):
         raise FormatError(f"program: plan: limbs must be 1..{MAX_LIMBS}, input_bits 1..60")
     placements = tuple((row[0], Placement(row[1], row[2], bool(row[3]))) for row in rows)

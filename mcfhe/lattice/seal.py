@@ -212,8 +212,11 @@ def _unwrapped(data: bytes) -> bytes:
         raise FormatError(f"SEAL stream: compression {compression} is not read here")
     import zstandard
 
-    with zstandard.ZstdDecompressor().stream_reader(memoryview(data)[_HEADER_SIZE:]) as stream:
-        return stream.read()
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(memoryview(data)[_HEADER_SIZE:]) as stream:
+            return stream.read()
+    except zstandard.ZstdError as error:
+        raise FormatError(f"SEAL stream: {error}") from None
 
 
 @cache

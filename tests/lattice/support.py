@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,13 +28,13 @@ from mcfhe.graph.steps import (
     Ring,
     TensorSquareStep,
 )
+from mcfhe.lattice import seal as boundary
 from mcfhe.lattice.lower import Placement, lower_lattice
 from mcfhe.lattice.plan import make_ring
 from mcfhe.lattice.program import LatticeProgram
 from mcfhe.lattice.seal import Seal
 
 Ciphertexts = np.ndarray  # of SEAL's ciphertexts, shaped as a value: (C, H, W) or (K,)
-PIECE = 48  # bits of a constant that a double holds exactly at any power of two
 
 
 class Square(nn.Module):
@@ -73,7 +75,7 @@ def lowered(graph: Graph, layer_bits: dict[str, int], ring: Ring, placements: di
 
 
 class Oracle:
-    """A lattice program step by step through SEAL's Evaluator. Scales are 1 throughout: residues do not depend on them."""
+    """A lattice program step by step through SEAL's Evaluator. All scales are 1: residues do not depend on them."""
 
     def __init__(self, ring: Ring) -> None:
         import tenseal.sealapi as sealapi
@@ -150,15 +152,10 @@ class Oracle:
     def _affine(self, terms: list[tuple[int, Any]], constant: int) -> Any:
         products = [self._product(w, v) for w, v in terms if w]
         total = self._sum(products)
-        for shift in range(0, max(1, abs(constant).bit_length()), PIECE):
-            piece = abs(constant) >> shift & (1 << PIECE) - 1
-            if piece:
-                plain = self._constant(float(piece << shift) * (1 if constant > 0 else -1), total)
-                total = self._call("add_plain", total, plain)
-        return total
+        return self._call("add_plain", total, self._constant(constant, total)) if constant else total
 
     def _product(self, factor: int, x: Any) -> Any:
-        return x if factor == 1 else self._call("multiply_plain", x, self._constant(float(factor), x))
+        return x if factor == 1 else self._call("multiply_plain", x, self._constant(factor, x))
 
     def _times(self, x: Ciphertexts, factor: int, limbs: int) -> Ciphertexts:
         return self._each(lambda v: self._product(factor, self._lowered(v, limbs)), x)
@@ -174,11 +171,16 @@ class Oracle:
             x = self._call("mod_switch_to_next", x)
         return x
 
-    def _constant(self, value: float, like: Any) -> Any:
-        assert abs(value) < 2.0**1000
-        plain = self._api.Plaintext()
-        self.seal.encoder.encode(value, like.parms_id(), 1.0, plain)
-        return plain
+    def _constant(self, value: int, like: Any) -> Any:
+        """A whole number as a plaintext: SEAL's own encoding where a double holds it, else the same by its residues."""
+        plain, moduli = self._api.Plaintext(), self.ring.moduli[: like.coeff_modulus_size()]
+        if abs(value) < 1 << 53 and 8 * abs(value) < prod(moduli):
+            self.seal.encoder.encode(float(value), like.parms_id(), 1.0, plain)
+            return plain
+        rows = np.repeat(np.array([value % q for q in moduli], "<u8"), self.ring.degree)
+        array = boundary._wrapped(struct.pack("<Q", rows.size) + rows.tobytes())
+        body = struct.pack("<4QQd", *like.parms_id(), rows.size, 1.0) + array
+        return self.seal._loaded(plain, boundary._wrapped(body), "plaintext")
 
     def _call(self, name: str, *arguments: Any) -> Any:
         result = self._api.Ciphertext()
