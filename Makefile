@@ -3,6 +3,7 @@
 #   make demo      the whole scheme on real images, encrypted
 #   make test      the tests
 #   make bench     timings on this machine            make checks   all that CI runs
+#   make bench-lattice   the lattice scheme on whole networks
 #   make soak      load and hostile input against the HTTP service
 #   make audit     attacks on the scheme, compared with the committed table
 #   make bench-gpu timings on a CUDA device; with VENV= PYTHON=python3 it uses that Python as it is
@@ -31,7 +32,7 @@ CXX_FORMATTED := $(shell git ls-files --cached --others --exclude-standard 'csrc
 judged = mkdir -p $(REPORTS); start=$$(date +%s); if $(2); then ok=true; else ok=false; fi; \
 	printf '{"name": "%s", "ok": %s, "seconds": %s}\n' $(1) $$ok $$(($$(date +%s) - start)) > $(REPORTS)/$(1).json; $$ok
 
-.PHONY: demo test bench bench-gpu audit soak checks lint format-check format types ctest simt cuda-check setup clean
+.PHONY: demo test bench bench-gpu bench-lattice audit soak checks lint format-check format types ctest simt cuda-check setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.ready
@@ -76,6 +77,9 @@ bench: setup
 bench-gpu: $(if $(VENV),setup)
 	$(if $(VENV),,MCFHE_WITH_CUDA=1 $(PYTHON) setup.py build_ext --inplace)
 	$(if $(VENV),$(PY),$(PYTHON)) -m benchmarks.gpu
+
+bench-lattice: setup
+	$(PY) -m benchmarks.lattice
 
 soak: setup
 	$(PY) -m benchmarks.service

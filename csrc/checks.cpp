@@ -229,6 +229,13 @@ int64_t channel_table_stride(const char* op, const char* name, const Tensor& tab
   return table.size(1) == 1 ? 0 : (has_width ? table.size(2) : 1);
 }
 
+int64_t constant_streams(const char* op, const std::optional<int64_t>& streams, int64_t stream) {
+  const int64_t head = streams.value_or(stream);
+  STD_TORCH_CHECK(head >= 0 && head <= stream, place(op, "streams"), " = ", head, " must lie in 0..", stream,
+                  ", the size of x's last axis");
+  return head;
+}
+
 void check_factor(const char* op, const char* name, const std::optional<Tensor>& factor, const Tensor& x) {
   if (!factor.has_value()) return;
   check_int64(op, name, *factor);

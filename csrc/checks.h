@@ -58,6 +58,8 @@ PointwiseParams pointwise_params(const char* op, const Tensor& x, const Tensor& 
 // Columns of a per-channel table [L, 1 or C, width]: returns the row stride between channels, 0 when shared.
 int64_t channel_table_stride(const char* op, const char* name, const Tensor& table, const Tensor& x, int64_t limbs,
                              int64_t channels, int64_t width);
+// Leading entries of the innermost axis that add_const adds to: all `stream` of them unless `streams` says fewer.
+int64_t constant_streams(const char* op, const std::optional<int64_t>& streams, int64_t stream);
 void check_factor(const char* op, const char* name, const std::optional<Tensor>& factor, const Tensor& x);
 
 }  // namespace mcfhe

@@ -13,8 +13,12 @@ STABLE_TORCH_LIBRARY(mcfhe, m) {
   m.def("square(Tensor x, Tensor moduli) -> Tensor");
   m.def("poly(Tensor x, Tensor coefficients, Tensor moduli) -> Tensor");
   m.def("align_add(Tensor x, Tensor y, Tensor? x_factor, Tensor? y_factor, Tensor moduli) -> Tensor");
-  m.def("add_const(Tensor x, Tensor constant, Tensor moduli) -> Tensor");
+  m.def("add_const(Tensor x, Tensor constant, Tensor moduli, int? streams=None) -> Tensor");
   m.def("count_out_of_range(Tensor x, Tensor moduli) -> Tensor");
+  m.def("ntt(Tensor x, Tensor tables, Tensor moduli, bool inverse=False) -> Tensor");
+  m.def("tensor_square(Tensor x, Tensor? shift, Tensor? coefficients, Tensor moduli) -> Tensor");
+  m.def("relinearise(Tensor x, Tensor keys, Tensor tables, Tensor moduli) -> Tensor");
+  m.def("rescale(Tensor x, Tensor tables, Tensor moduli) -> Tensor");
   m.def("cpu_isa() -> str");
 }
 

@@ -9,10 +9,11 @@ from typing import Any, Literal, overload
 import numpy as np
 import torch
 
-from mcfhe.container import TensorField
+from mcfhe.container import TensorField, read_file, read_header
 from mcfhe.errors import FormatError, MismatchError, ParameterError
 from mcfhe.graph.order import Order
-from mcfhe.keyfile import load_secret, save_secret
+from mcfhe.keyfile import MAX_KEY_FILE, load_secret, save_secret
+from mcfhe.lattice.spec import LatticeSpec
 from mcfhe.modular import decrypt, encrypt
 from mcfhe.modular.keys import EvaluationKey, SecretKey
 from mcfhe.modular.params import integer
@@ -24,6 +25,12 @@ _FIELDS = {
     "secret_key": TensorField("U8", ((1, 1 << 24),)),
     "spec": TensorField("U8", ((1, 1 << 26),)),
 }
+
+
+def _lattice_client() -> Any:
+    from mcfhe.lattice.client import LatticeClient  # loads SEAL's wheel
+
+    return LatticeClient
 
 
 class Client:
@@ -54,7 +61,7 @@ class Client:
     @classmethod
     def generate(
         cls,
-        spec: ClientSpec,
+        spec: ClientSpec | LatticeSpec,
         lanes: int = 4,
         profile: str = "patent",
         noise: int | None = None,
@@ -63,7 +70,7 @@ class Client:
         *,
         salt: bytes | None = None,
         moduli: Sequence[int] | None = None,
-    ) -> Client:
+    ) -> Any:
         """Draw a key for ``spec``.
 
         lanes: M, 1..1024. noise: exclusive upper end of e, at most the program's max_noise; by default 0 in the
@@ -71,7 +78,11 @@ class Client:
         q damaged ones are corrected while s + 2q <= redundancy. user_key: bytes or a passphrase from which moduli
         and lane positions are derived with ``salt`` (drawn if not given, kept in the key). moduli: a basis of one's
         own instead of primes of the spec's width.
+
+        For the spec of a lattice program, which has none of these, a :class:`mcfhe.lattice.client.LatticeClient`.
         """
+        if isinstance(spec, LatticeSpec):
+            return _lattice_client().generate(spec)
         bounds = spec.profile(profile)
         if noise is None:
             noise = 0 if profile == "patent" else min(spec.amplification // 2, bounds.max_noise)
@@ -189,8 +200,11 @@ class Client:
         save_secret(path, _KIND, tensors, {"program_id": self.spec.program_id}, passphrase)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> Client:
-        """Read what :meth:`save` wrote; one FormatError for a wrong passphrase or an altered file."""
+    def load(cls, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> Any:
+        """Read what :meth:`save` wrote, or a lattice client's; one FormatError for a wrong passphrase or an altered
+        file."""
+        if read_header(read_file(path, MAX_KEY_FILE)).metadata.get("kind") == "lattice-client":
+            return _lattice_client().load(path, passphrase)
         content = load_secret(path, _KIND, _FIELDS, ("program_id",), passphrase)
         try:
             text = content.tensors["spec"].tobytes().decode()

@@ -25,6 +25,7 @@ from mcfhe.spec import PROFILES
 __all__ = ["compile"]
 
 _AUTO = "auto"
+SCHEMES = ("modular", "lattice")
 _ANY_SCALE = 8  # stands for the scale in settings until the search has found one
 
 
@@ -44,8 +45,12 @@ def compile(
     calibration_labels: Any = None,
     tolerance: float = 0.001,
     progress: bool = True,
-) -> Program:
-    """A trained module as a program on encrypted images.
+    scheme: str = "modular",
+    precision_bits: int = 12,
+    degree: int | None = None,
+) -> Any:
+    """A trained module as a program on encrypted images: a :class:`mcfhe.Program`, or a
+    :class:`mcfhe.lattice.program.LatticeProgram` for ``scheme="lattice"``.
 
     Args:
         model: in eval mode, from normalised floats ``[batch, C, H, W]`` to scores ``[batch, labels]``.
@@ -70,6 +75,10 @@ def compile(
             agreement with the float model's labels.
         tolerance: for "auto": share of the calibration images by which accuracy or agreement may fall.
         progress: for "auto": show what is tried, on standard error if that is a terminal.
+        scheme: "modular", fast and without semantic security, or "lattice" (RNS-CKKS), see SECURITY.md. A lattice
+            program has no amplification, modulus_bits, guard_bits or search, and runs all passes unless told otherwise.
+        precision_bits: lattice only: noise added at any place is at most 2^-precision_bits of a unit there, 4..24.
+        degree: lattice only: the ring degree, 4,096..32,768; by default the least that is wide enough.
 
     Raises:
         UnsupportedLayerError: a layer that exact residue arithmetic does not run, by name, with what to use instead.
@@ -77,7 +86,17 @@ def compile(
             no calibration images for "auto", or no scales under which the integers agree with the model.
     """
     shape = check_shape(input_shape)
+    if scheme not in SCHEMES:
+        raise ParameterError(f"scheme {scheme!r}: choose one of {', '.join(SCHEMES)}")
     search = scale_bits == _AUTO
+    if lattice := scheme == "lattice":
+        if search or not 4 <= whole("precision_bits", precision_bits) <= 24:
+            raise ParameterError(
+                f"scheme 'lattice': scale_bits must be a number and precision_bits 4..24, not {scale_bits!r} and "
+                f"{precision_bits!r}"
+            )
+        amplification_bits, modulus_bits, guard_bits = 0, 30, 0
+        passes = "default" if passes is None else passes
     if isinstance(scale_bits, str) and not search:
         raise ParameterError(f"scale_bits = {scale_bits!r}: give a whole number, or 'auto' with calibration images")
     if search == (calibration is None):
@@ -103,6 +122,12 @@ def compile(
         truth = None if calibration_labels is None else _array(calibration_labels)
         agreement = Calibration.of(imported, settings, images, truth, tolerance)
         return _searched(_Compiled(imported, graph, settings), agreement, chosen, progress)
+    if lattice:
+        from mcfhe.lattice.program import LatticeProgram
+
+        bits = without_common_factors(graph, relative_bits(graph, settings.scale_bits) | chosen)
+        settings = replace(settings, weight_bits=tuple(sorted(bits.items())))
+        return LatticeProgram.planned(graph, settings, precision_bits, degree)
     if weight_bits is None and set(settings.passes) <= set(select_passes("letter")):
         return Program(graph, settings)
     bits = without_common_factors(graph, relative_bits(graph, settings.scale_bits) | chosen)

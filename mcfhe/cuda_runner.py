@@ -29,7 +29,7 @@ from mcfhe.tiling import Piece, Tile, equal_pieces, fit, smaller
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from mcfhe.engine import Binding
+    from mcfhe.binding import Binding
 
 Progress = Callable[[float], None]
 

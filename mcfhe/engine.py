@@ -4,13 +4,17 @@
 limb of one basis; :meth:`Engine.run` evaluates residues tile by tile: limbs and streams are independent, so a tile of
 some limbs and some streams passes through the whole network before the next one starts, and the memory held is that
 of the two largest neighbouring layers of one tile. How tiles reach a GPU is :mod:`mcfhe.cuda_runner`.
+
+In a lattice program some steps mix limbs and coefficients. There tiles pass from one of those to the next
+(:mod:`mcfhe.schedule`), and the values in between are kept whole, packed to 32 bits.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -19,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mcfhe import ops
+from mcfhe.binding import RESIDUE_BYTES, Binding, bind
 from mcfhe.errors import ParameterError
 from mcfhe.graph.steps import (
     AddStep,
@@ -29,15 +34,17 @@ from mcfhe.graph.steps import (
     LinearStep,
     PolyStep,
     PoolStep,
-    Step,
+    RelineariseStep,
+    TensorSquareStep,
 )
-from mcfhe.tiling import fit
+from mcfhe.ring_runner import RingRunner
+from mcfhe.schedule import Item, Part, components, fuse, schedule
+from mcfhe.tiling import VECTOR, Piece, Tile, fit
 from mcfhe.workers import run_tiles
 
 if TYPE_CHECKING:
     from mcfhe.cuda_runner import CudaRunner
 
-RESIDUE_BYTES = 8
 # A tile's live residues on a CPU, where each thread has its own tile: they stay in the second-level cache. Measured on
 # the demo network with one thread: 2 MiB is 1.5 times as fast as 32 MiB and three times as fast as no tiling at all.
 CPU_TILE_BYTES = 2 << 20
@@ -49,96 +56,11 @@ def physical_memory() -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class _Fused:
-    """A step with the polynomial that follows it, where nothing else reads the value in between."""
+class RingBinding:
+    """A lattice program bound to one client: constants modulo the ring's moduli, key parts by number of limbs."""
 
-    step: Step
-    poly: PolyStep | None
-    output: int  # index of the value this produces
-    last_use: tuple[int, ...] = ()  # values nobody reads after this step
-
-
-@dataclass(frozen=True, eq=False)
-class Binding:
-    """The constants of one modular basis: per fused step, residues [L, ...]."""
-
-    moduli: Tensor
-    constants: tuple[dict[str, Tensor], ...]
-
-    def limbs(self, start: int, stop: int) -> Binding:
-        """The same for limbs start .. stop - 1."""
-        return Binding(self.moduli[start:stop], tuple({k: v[start:stop] for k, v in c.items()} for c in self.constants))
-
-    def copy(self) -> Binding:
-        """The same values in dense tensors of its own."""
-        dense = torch.contiguous_format
-        return Binding(
-            self.moduli.clone(memory_format=dense),
-            tuple({k: v.clone(memory_format=dense) for k, v in c.items()} for c in self.constants),
-        )
-
-    def tensors(self) -> list[Tensor]:
-        """Moduli and constants, in the same order for every basis of one program."""
-        return [self.moduli, *(t for c in self.constants for t in c.values())]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(t.numel() * RESIDUE_BYTES for t in self.tensors())
-
-
-def _residues(values: Sequence[int], moduli: Sequence[int]) -> Tensor:
-    """Exact integers modulo every limb: int64 [L, len(values)]."""
-    return torch.tensor([[v % b for v in values] for b in moduli], dtype=torch.int64).reshape(len(moduli), len(values))
-
-
-def _constants(fused: _Fused, moduli: Sequence[int]) -> dict[str, Tensor]:
-    step, out = fused.step, {}
-    if isinstance(step, (Conv2dStep, LinearStep)) and step.bias is not None:
-        out["bias"] = _residues(step.bias, moduli)
-    poly = step if isinstance(step, PolyStep) else fused.poly
-    if poly is not None:
-        rows, width = len(poly.coefficients), len(poly.coefficients[0])
-        flat = [c for row in poly.coefficients for c in row]
-        out["poly"] = _residues(flat, moduli).reshape(len(moduli), rows, width)
-    if isinstance(step, PoolStep) and step.factor != 1:
-        out["factor"] = _residues([step.factor], moduli)[:, 0]
-    if isinstance(step, (AddStep, ConcatStep)):
-        for i, factor in enumerate(step.factors):
-            if factor != 1:
-                out[f"factor{i}"] = _residues([factor], moduli)[:, 0]
-    return {name: value.contiguous() for name, value in out.items()}
-
-
-def _fuse(program: IntegerProgram) -> tuple[_Fused, ...]:
-    readers: dict[int, list[int]] = {}
-    for index, step in enumerate(program.steps):
-        for value in step.inputs:
-            readers.setdefault(value, []).append(index)
-    fused: list[_Fused] = []
-    skip: set[int] = set()
-    for index, step in enumerate(program.steps):
-        if index in skip:
-            continue
-        follower = readers.get(index + 1, [])
-        poly = None
-        if isinstance(step, (Conv2dStep, LinearStep)) and len(follower) == 1:
-            candidate = program.steps[follower[0]]
-            if isinstance(candidate, PolyStep) and len(candidate.coefficients) in (1, step.shape[0]):
-                poly = candidate
-                skip.add(follower[0])
-        fused.append(_Fused(step, poly, (follower[0] if poly is not None else index) + 1))
-    # A fused step may run before steps that stood between it and its polynomial, so uses are counted on the new line.
-    last: dict[int, int] = {}
-    for index, item in enumerate(fused):
-        for value in item.step.inputs:
-            last[value] = index
-    output = fused[-1].output if fused else 0
-    return tuple(
-        _Fused(
-            item.step, item.poly, item.output, tuple(v for v in set(item.step.inputs) if last[v] == i and v != output)
-        )
-        for i, item in enumerate(fused)
-    )
+    binding: Binding
+    keys: dict[int, Tensor]
 
 
 @dataclass(eq=False)
@@ -160,7 +82,11 @@ class Engine:
         self._check_device()
         if self.tile_bytes is not None and self.tile_bytes < 1:
             raise ParameterError(f"tile_bytes = {self.tile_bytes}: must be positive")
-        self._fused = _fuse(self.program)
+        self._fused = fuse(self.program)
+        self._parts = schedule(self.program, self._fused)
+        ring = self.program.ring
+        self._ring = None if ring is None else RingRunner(ring, self.device)
+        self._ring_binding: Binding | None = None
         self._weights: dict[int, tuple[Tensor, tuple[int, int]]] = {}
         for index, item in enumerate(self._fused):
             if isinstance(item.step, (Conv2dStep, LinearStep)):
@@ -168,7 +94,8 @@ class Engine:
                 magnitude = np.abs(weight).reshape(weight.shape[0], -1)
                 bounds = (int(magnitude.max()), int(magnitude.sum(axis=1).max()))
                 self._weights[index] = (torch.from_numpy(weight.copy()).to(self.device), bounds)
-        self.runner = self._make_runner() if self.device.type == "cuda" else None  # None: the CPU loop below
+        # None: the loop below, which is the CPU's, and that of lattice programs on every device
+        self.runner = self._make_runner() if self.device.type == "cuda" and self._ring is None else None
 
     def _make_runner(self) -> CudaRunner:
         from mcfhe.cuda_runner import CudaRunner, graphs_wanted
@@ -195,111 +122,168 @@ class Engine:
 
     def bind(self, moduli: Sequence[int]) -> Binding:
         """Reduce every constant modulo every limb. Costs O(constants * limbs) Python integers: keep the result."""
-        return Binding(
-            torch.tensor(list(moduli), dtype=torch.int64, device=self.device),
-            tuple({k: v.to(self.device) for k, v in _constants(item, moduli).items()} for item in self._fused),
-        )
+        return bind(self._fused, moduli, self.device)
+
+    def bind_ring(self, keys: Tensor) -> RingBinding:
+        """A lattice program with one client's relinearisation key, int64 ``[D, 2, D + 1, n]`` for D moduli.
+
+        ParameterError for a key of another shape.
+        """
+        ring = self.program.ring
+        if ring is None or self._ring is None:
+            raise ParameterError("relinearisation keys: this is no lattice program")
+        digits = len(ring.moduli)
+        expected = (digits, 2, digits + 1, ring.degree)
+        if tuple(keys.shape) != expected or keys.dtype != torch.int64:
+            raise ParameterError(
+                f"relinearisation key: {keys.dtype} {list(keys.shape)}, int64 {list(expected)} expected"
+            )
+        levels = {
+            self.program.levels[item.step.inputs[0]].limbs
+            for item in self._fused
+            if isinstance(item.step, RelineariseStep)
+        }
+        if self._ring_binding is None:
+            self._ring_binding = self.bind(ring.moduli)
+        return RingBinding(self._ring_binding, {limbs: self._ring.keys_of(keys, limbs) for limbs in levels})
 
     @property
     def live_entries(self) -> int:
         """Residues alive at the worst moment, for one limb and one stream."""
-        sizes = {0: prod(self.program.input_shape)}
-        live, worst = sizes[0], sizes[0]
-        for item in self._fused:
-            shape = self.program.steps[item.output - 1].shape
-            if not isinstance(item.step, FlattenStep):
-                live += prod(shape)
-            sizes[item.output] = prod(shape)
-            worst = max(worst, live)
-            if not isinstance(item.step, FlattenStep):
-                live -= sum(sizes[v] for v in item.last_use)
-        return worst
+        return max((part.live for part in self._parts if not part.ring), default=prod(self.program.input_shape))
 
-    def tile(self, limbs: int, stream: int) -> tuple[int, int]:
-        """(limbs, streams) of one tile on a CPU: as many streams as fit, then limbs; at least one tile a thread."""
+    def tile(self, limbs: int, stream: int, live: int | None = None) -> Tile:
+        """(limbs, streams) of one tile on a CPU: as many streams as fit, then limbs; at least one tile a thread.
+
+        ``live``: residues alive for one limb and one stream, by default those of the widest part.
+        """
         workers = torch.get_num_threads()
+        live = self.live_entries if live is None else live
         budget = CPU_TILE_BYTES if self.tile_bytes is None else max(1, self.tile_bytes // workers)
-        per_tile, streams = fit(limbs, stream, max(1, budget // (RESIDUE_BYTES * max(1, self.live_entries))))
+        least = VECTOR if self._ring is not None else 1  # fewer columns of a wide ciphertext waste what is loaded
+        per_tile, streams = fit(limbs, stream, max(least, budget // (RESIDUE_BYTES * max(1, live))))
         columns = -(-stream // streams)
         if columns * -(-limbs // per_tile) < workers:
             per_tile = max(1, -(-limbs * columns // workers))
         return per_tile, streams
 
-    def run(self, binding: Binding, x: Tensor, progress: Callable[[float], None] | None = None) -> Tensor:
-        """Evaluate residues ``x`` [L, C, H, W, S], canonical, on any device -> [L, labels, S] on ``x``'s device.
+    def run(self, binding: Binding | RingBinding, x: Tensor, progress: Callable[[float], None] | None = None) -> Tensor:
+        """Evaluate residues ``x`` [L, C, H, W, S], canonical, on any device -> [L', labels, S'] on ``x``'s device.
 
-        ``progress`` is called with the finished share, 0..1, after every tile. Residues must be in range: callers at a
-        boundary use :func:`mcfhe.ops.check_residues` first.
+        L' = L and S' = S but for lattice programs, where both are those of the output's level. ``progress`` is called
+        with the finished share, 0..1, after every tile. Residues must be in range: callers at a boundary use
+        :func:`mcfhe.ops.check_residues` first. Those of lattice programs may also be int32.
         """
-        limbs = binding.moduli.shape[0]
+        bound = binding.binding if isinstance(binding, RingBinding) else binding
+        keys = binding.keys if isinstance(binding, RingBinding) else {}
+        limbs = bound.moduli.shape[0]
         if x.dim() != 5 or tuple(x.shape[:1]) != (limbs,) or tuple(x.shape[1:4]) != tuple(self.program.input_shape):
             raise ParameterError(
                 f"residues of shape {list(x.shape)}: this program and basis take "
                 f"[{limbs}, {', '.join(map(str, self.program.input_shape))}, streams]"
             )
         if self.runner is not None:
-            return self.runner.run(binding, x, progress)
-        stream = x.shape[4]
-        y = torch.empty(limbs, *self.program.output_shape, stream, dtype=torch.int64, device=x.device)
-        tile_limbs, tile_streams = self.tile(limbs, stream)
+            return self.runner.run(bound, x, progress)
+        values: dict[int, Tensor] = {0: x}
+        weights = [self._work(part) for part in self._parts]
+        for number, part in enumerate(self._parts):
+            base, share = sum(weights[:number]) / sum(weights), weights[number] / sum(weights)
+            update = None if progress is None else partial(_shifted, progress, base, share)
+            if part.ring and self._ring is not None:
+                steps = [item.step for _, item in part.items]
+                values[part.writes[0]] = self._ring.run(steps, keys, values[part.reads[0]], update)
+            else:
+                values |= self._run_part(part, bound, values, update)
+            for value in part.dead:
+                del values[value]
+        return values[self._parts[-1].writes[0]].to(torch.int64) if self._parts else x
+
+    def _work(self, part: Part) -> float:
+        """A rough measure of a part's share of the time, for progress alone."""
+        levels = self.program.levels
+        if not levels:
+            return 1.0
+        limbs = levels[part.reads[0]].limbs
+        if part.ring:
+            return 100.0 * limbs * limbs * prod(self.program.steps[part.items[0][1].output - 1].shape)
+        weighted = (item.step for _, item in part.items if isinstance(item.step, (Conv2dStep, LinearStep)))
+        return limbs * (1.0 + sum(int(step.weight[0].size) * prod(step.shape) for step in weighted))
+
+    def _run_part(
+        self, part: Part, binding: Binding, values: Mapping[int, Tensor], progress: Callable[[float], None] | None
+    ) -> dict[int, Tensor]:
+        """A stream part, tile by tile. A tile has the same columns of every component of every value."""
+        program, ring = self.program, self.program.ring
+        first = part.reads[0]
+        # a lattice ciphertext with more limbs is read on the first of them
+        limbs = values[first].shape[0] if ring is None else program.levels[part.writes[0]].limbs
+        stream = values[first].shape[-1] // components(program, first)
+        dtype = torch.int64 if ring is None else torch.int32
+        results = {
+            v: torch.empty(
+                limbs,
+                *program.steps[v - 1].shape,
+                stream * components(program, v),
+                dtype=dtype,
+                device=values[first].device,
+            )
+            for v in part.writes
+        }
+        tile_limbs, tile_streams = self.tile(limbs, stream, part.live)
         tiles = [
-            (slice(lo, lo + tile_limbs), slice(so, so + tile_streams))
+            (slice(lo, min(limbs, lo + tile_limbs)), slice(so, min(stream, so + tile_streams)))
             for lo in range(0, limbs, tile_limbs)
             for so in range(0, stream, tile_streams)
         ]
         parts = {rows.start: binding.limbs(rows.start, rows.stop) for rows, _ in tiles}
 
-        def evaluate(tile: tuple[slice, slice]) -> Tensor:
+        def evaluate(tile: Piece) -> None:
             rows, columns = tile
-            return self._run_tile(parts[rows.start], x[rows, ..., columns].cpu())
+            inputs = {v: _columns(values[v], tile, components(program, v)).to(self.device) for v in part.reads}
+            # Written here, not by whoever waits: results of many small tiles would pile up faster than one thread stores.
+            for v, result in self._run_items(part, parts[rows.start], inputs).items():
+                target = _by_component(results[v], components(program, v))[rows, ..., columns]
+                target.copy_(result.view(target.shape))
 
-        threaded = torch.get_num_threads() > 1 and len(tiles) > 1
-        results = run_tiles(evaluate, tiles) if threaded else map(evaluate, tiles)
-        for done, ((rows, columns), result) in enumerate(zip(tiles, results, strict=True)):
-            y[rows, ..., columns] = result
+        threaded = self.device.type == "cpu" and torch.get_num_threads() > 1 and len(tiles) > 1
+        for count, _ in enumerate(run_tiles(evaluate, tiles) if threaded else map(evaluate, tiles)):
             if progress is not None:
-                progress((done + 1) / len(tiles))
-        return y
+                progress((count + 1) / len(tiles))
+        return results
 
     def _run_tile(self, binding: Binding, x: Tensor) -> Tensor:
-        values: dict[int, Tensor] = {0: x}
-        for index, item in enumerate(self._fused):
+        """A whole program that is one part: every program of the modular scheme."""
+        if not self._parts:
+            return x
+        (part,) = self._parts
+        return self._run_items(part, binding, {0: x})[part.writes[0]]
+
+    def _run_items(self, part: Part, binding: Binding, values: dict[int, Tensor]) -> dict[int, Tensor]:
+        for index, item in part.items:
             inputs = [values[v] for v in item.step.inputs]
             values[item.output] = self._step(index, item, inputs, binding)
             del inputs
             for value in item.last_use:
                 del values[value]
-        return values[self._fused[-1].output] if self._fused else x
+        return {v: values[v] for v in part.writes}
 
-    def _step(self, index: int, item: _Fused, inputs: list[Tensor], binding: Binding) -> Tensor:
+    def _step(self, index: int, item: Item, inputs: list[Tensor], binding: Binding) -> Tensor:
         step, moduli, constants = item.step, binding.moduli, binding.constants[index]
         x = inputs[0]
-        if isinstance(step, Conv2dStep):
-            weight, bounds = self._weights[index]
-            return ops.conv2d(
-                x,
-                weight,
-                constants.get("bias"),
-                moduli,
-                stride=step.stride,
-                padding=step.padding,
-                dilation=step.dilation,
-                groups=step.groups,
-                poly=constants.get("poly"),
-                weight_bounds=bounds,
-                validate=False,
-            )
-        if isinstance(step, LinearStep):
-            weight, bounds = self._weights[index]
-            return ops.linear(
-                x,
-                weight,
-                constants.get("bias"),
-                moduli,
-                poly=constants.get("poly"),
-                weight_bounds=bounds,
-                validate=False,
-            )
+        if isinstance(step, (Conv2dStep, LinearStep)):
+            bias = constants.get("bias")
+            if self._ring is None:
+                return self._weighted(index, step, x, moduli, bias, constants.get("poly"))
+            # In a ciphertext a constant belongs to the first component alone.
+            y = self._weighted(index, step, x, moduli, None, None)
+            if item.poly is not None:
+                return ops.tensor_square(y, moduli, shift=bias, coefficients=constants.get("poly"), validate=False)
+            if bias is None:
+                return y
+            first = y.shape[-1] // components(self.program, item.output)
+            return ops.add_const(y, bias, moduli, streams=first, validate=False)
+        if isinstance(step, TensorSquareStep):
+            return ops.tensor_square(x, moduli, coefficients=constants.get("poly"), validate=False)
         if isinstance(step, PoolStep):
             return ops.sum_pool2d(
                 x,
@@ -327,9 +311,52 @@ class Engine:
             return x.reshape(x.shape[0], -1, x.shape[-1])
         raise ParameterError(f"layer {step.name!r}: the engine has no step {step.kind!r}")
 
+    def _weighted(
+        self,
+        index: int,
+        step: Conv2dStep | LinearStep,
+        x: Tensor,
+        moduli: Tensor,
+        bias: Tensor | None,
+        poly: Tensor | None,
+    ) -> Tensor:
+        weight, bounds = self._weights[index]
+        if isinstance(step, LinearStep):
+            return ops.linear(x, weight, bias, moduli, poly=poly, weight_bounds=bounds, validate=False)
+        return ops.conv2d(
+            x,
+            weight,
+            bias,
+            moduli,
+            stride=step.stride,
+            padding=step.padding,
+            dilation=step.dilation,
+            groups=step.groups,
+            poly=poly,
+            weight_bounds=bounds,
+            validate=False,
+        )
+
     @staticmethod
     def _align(x: Tensor, factor: Tensor | None, moduli: Tensor) -> Tensor:
         if factor is None:
             return x
         table = torch.stack([torch.zeros_like(factor), factor], dim=1)[:, None]
         return ops.poly(x, table.contiguous(), moduli, validate=False)
+
+
+def _shifted(progress: Callable[[float], None], base: float, share: float, done: float) -> None:
+    progress(base + share * done)
+
+
+def _by_component(x: Tensor, parts: int) -> Tensor:
+    """[..., parts * n] -> [..., parts, n]; as it is for one part."""
+    return x if parts == 1 else x.view(*x.shape[:-1], parts, x.shape[-1] // parts)
+
+
+def _columns(x: Tensor, tile: Piece, parts: int) -> Tensor:
+    """int64 residues of one tile, dense."""
+    rows, columns = tile
+    part = _by_component(x, parts)[rows, ..., columns]
+    dense = part.to(torch.int64, memory_format=torch.contiguous_format)
+    return dense if parts == 1 else dense.contiguous().view(*x[rows].shape[:-1], -1)

@@ -28,6 +28,7 @@ from mcfhe.container import (
 from mcfhe.errors import FormatError, ParameterError
 
 # scrypt cost; fixed by the container version so that a hostile file cannot ask for gigabytes.
+MAX_KEY_FILE = 1 << 30
 SCRYPT_N, SCRYPT_R, SCRYPT_P = 1 << 15, 8, 1
 
 
@@ -88,7 +89,7 @@ def load_secret(
     passphrase: str | bytes | None,
 ) -> Container:
     """Read what :func:`save_secret` wrote. A wrong passphrase and an altered file give the same FormatError."""
-    data = read_file(path, 1 << 30)
+    data = read_file(path, MAX_KEY_FILE)
     names = (*metadata, "protection")
     protected = read_header(data).metadata.get("protection") == _SEALED
     if not protected:

@@ -139,10 +139,72 @@ def align_add(
     return _call("align_add", x, y, x_factor, y_factor, moduli)
 
 
-def add_const(x: Tensor, constant: Tensor, moduli: Tensor, *, validate: bool = True) -> Tensor:
-    """x + constant mod b; ``x`` [L, C, ..., S], ``constant`` residues [L, 1 or C]."""
+def add_const(
+    x: Tensor, constant: Tensor, moduli: Tensor, *, streams: int | None = None, validate: bool = True
+) -> Tensor:
+    """x + constant mod b; ``x`` [L, C, ..., S], ``constant`` residues [L, 1 or C].
+
+    With ``streams`` (0..S) only the first so many entries of the last axis are added to, the rest is copied: in a
+    ciphertext of several polynomials a constant joins the first one only.
+    """
     _validate(x, moduli, validate)
-    return _call("add_const", x, constant, moduli)
+    return _call("add_const", x, constant, moduli, streams)
+
+
+# --- lattice ops: runs of n residues are polynomials of Z_q[X] / (X^n + 1) ------------------------------------------
+#
+# ``moduli`` here are primes q = 1 mod 2n below 2**31 and ``tables`` [L, 4, n] int32 what
+# :func:`mcfhe.lattice.ring.ntt_tables` makes of them. The transformed (NTT) form and its order are SEAL's. Results are
+# canonical and equal SEAL's bit for bit.
+
+
+def ntt(x: Tensor, tables: Tensor, moduli: Tensor, *, inverse: bool = False, validate: bool = True) -> Tensor:
+    """Negacyclic transform of every run of n residues of ``x`` [L, ..., S], S a multiple of n.
+
+    out[i] = x(psi ** (2 * bitrev(i) + 1)) mod q with psi the smallest primitive 2n-th root of unity and bitrev over
+    log2(n) bits; ``inverse`` undoes it.
+    """
+    _validate(x, moduli, validate)
+    return _call("ntt", x, tables, moduli, inverse)
+
+
+def tensor_square(
+    x: Tensor,
+    moduli: Tensor,
+    *,
+    shift: Tensor | None = None,
+    coefficients: Tensor | None = None,
+    validate: bool = True,
+) -> Tensor:
+    """The quadratic A2 z**2 + A1 z + A0 of a ciphertext z = (z0, z1) in NTT form, three components out.
+
+    ``x`` [L, C, ..., 2n]; z0 = x0 + ``shift`` (residues [L, 1 or C], absent: 0), z1 = x1; ``coefficients`` residues
+    [L, 1 or C, 3] are (A0, A1, A2), absent: (0, 0, 1). Result [L, C, ..., 3n]:
+    A2 z0**2 + A1 z0 + A0, (2 A2 z0 + A1) z1, A2 z1**2. Pointwise, so any n and any moduli will do.
+    """
+    _validate(x, moduli, validate)
+    return _call("tensor_square", x, shift, coefficients, moduli)
+
+
+def relinearise(x: Tensor, keys: Tensor, tables: Tensor, moduli: Tensor, *, validate: bool = True) -> Tensor:
+    """Three components [L, ..., 3n] in NTT form to the two [L, ..., 2n] that decrypt alike: SEAL's relinearize.
+
+    ``moduli`` [L + 1] and ``tables`` [L + 1, 4, n] end with the special prime p. ``keys`` [L, 2, L + 1, n] in NTT form:
+    keys[i, k, j] is component k of the key for digit i modulo the j-th of ``moduli``.
+    Digit i is the third component modulo q_i (one prime a digit); the sum over i of digit times key is divided by p,
+    rounded to nearest, and added to the first two.
+    """
+    _validate(x, moduli[:-1], validate)
+    return _call("relinearise", x, keys, tables, moduli)
+
+
+def rescale(x: Tensor, tables: Tensor, moduli: Tensor, *, validate: bool = True) -> Tensor:
+    """Divides ciphertexts [L, ..., S] in NTT form by their last prime, rounded to nearest: [L - 1, ..., S], L >= 2.
+
+    S is a multiple of n. SEAL's rescale_to_next.
+    """
+    _validate(x, moduli, validate)
+    return _call("rescale", x, tables, moduli)
 
 
 # --- shapes for tracing -------------------------------------------------------------------------------------------
@@ -218,8 +280,28 @@ def _align_add_fake(x: Tensor, y: Tensor, x_factor: Tensor | None, y_factor: Ten
 
 
 @_fake("add_const")
-def _add_const_fake(x: Tensor, constant: Tensor, moduli: Tensor) -> Tensor:
+def _add_const_fake(x: Tensor, constant: Tensor, moduli: Tensor, streams: int | None = None) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@_fake("ntt")
+def _ntt_fake(x: Tensor, tables: Tensor, moduli: Tensor, inverse: bool = False) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@_fake("tensor_square")
+def _tensor_square_fake(x: Tensor, shift: Tensor | None, coefficients: Tensor | None, moduli: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2 * 3)
+
+
+@_fake("relinearise")
+def _relinearise_fake(x: Tensor, keys: Tensor, tables: Tensor, moduli: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], x.shape[-1] // 3 * 2)
+
+
+@_fake("rescale")
+def _rescale_fake(x: Tensor, tables: Tensor, moduli: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0] - 1, *x.shape[1:])
 
 
 @_fake("count_out_of_range")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from mcfhe.graph.plain import PlainScores, evaluate_plain
 from mcfhe.graph.report import summarise
 from mcfhe.graph.settings import Settings, whole
 from mcfhe.graph.steps import IntegerProgram
-from mcfhe.graph.storage import Scales, decode_graph, encode_graph
+from mcfhe.graph.storage import Scales, decode_graph, encode_graph, identity
 from mcfhe.modular.constants import rounding_notes
 from mcfhe.modular.plan import constants_of, input_intervals, input_orders, lower, max_noise, quantise
 from mcfhe.spec import PROFILES, ClientSpec, ProfileSpec
@@ -36,8 +35,11 @@ _MAX_FILE = 1 << 32
 _TENSORS = {"node.*": container.TensorField("U8", ((1, 1 << 31), (1, 8)))}
 
 
-def load_program(path: str | os.PathLike[str]) -> Program:
-    """The program that :meth:`Program.save` wrote. FormatError for anything else; nothing in the file is executed."""
+def load_program(path: str | os.PathLike[str]) -> Any:
+    """The program, of whichever scheme, that its ``save`` wrote.
+
+    FormatError for anything else; nothing in the file is executed.
+    """
     data = container.read_file(path, _MAX_FILE)
     try:
         return Program.from_bytes(data)
@@ -54,6 +56,7 @@ class Program:
         search: what was tried, where the scales were searched just now; it is not kept in files.
     """
 
+    scheme = "modular"
     search: SearchResult | None = None
 
     def __init__(self, graph: Graph, settings: Settings) -> None:
@@ -69,7 +72,7 @@ class Program:
         self.settings = settings
         self.table = settings.table
         self._body, self._tensors = _encode(self.graph, settings)
-        self.program_id = _identity(self._body, self._tensors)
+        self.program_id = identity(self._body, self._tensors)
         self._integer_programs: dict[str, IntegerProgram] = {}
         self._certificates: dict[str, Certificate] = {}
         self._client_spec = self._make_client_spec()  # now, so that no program exists whose plan cannot be made
@@ -177,13 +180,17 @@ class Program:
         return container.pack(_KIND, self._tensors, {"program_id": self.program_id, "program": self._body})
 
     @staticmethod
-    def from_bytes(data: bytes) -> Program:
-        """The inverse of :meth:`to_bytes`; FormatError for anything else."""
+    def from_bytes(data: bytes) -> Any:
+        """The inverse of :meth:`to_bytes`, and that of a lattice program; FormatError for anything else."""
         content = container.unpack(data, _KIND, _TENSORS, ("program_id", "program"), max_header=_MAX_HEADER)
         try:
             body = json.loads(content.metadata["program"])
         except (ValueError, RecursionError):
             raise FormatError("program: field 'program' is not valid JSON") from None
+        if isinstance(body, dict) and body.get("scheme") == "lattice":
+            from mcfhe.lattice.program import LatticeProgram
+
+            return LatticeProgram.from_content(body, content.tensors, content.metadata["program_id"])
         by_the_letter = not (isinstance(body, dict) and "version" in body)
         if not isinstance(body, dict) or set(body) - {"version"} != {"nodes", "settings"}:
             raise FormatError("program: field 'program' does not hold nodes and settings")
@@ -223,17 +230,6 @@ def _encode(graph: Graph, settings: Settings) -> tuple[str, dict[str, np.ndarray
     if settings.weight_bits is not None:
         body["version"] = _VERSION
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False), tensors
-
-
-def _identity(body: str, tensors: dict[str, np.ndarray]) -> str:
-    """SHA-256, hex, of the canonical JSON and every tensor with its name and shape."""
-    state = hashlib.sha256()
-    for part in (body, *(f"{name} {tensor.shape}" for name, tensor in tensors.items())):
-        encoded = part.encode()
-        state.update(len(encoded).to_bytes(8, "little") + encoded)
-    for tensor in tensors.values():
-        state.update(tensor.tobytes())
-    return state.hexdigest()
 
 
 def _check_images(images: Any, input_shape: tuple[int, int, int]) -> np.ndarray:

@@ -126,6 +126,118 @@ def align_add(
     return _pointwise(x, moduli, one)
 
 
-def add_const(x: Tensor, constant: Tensor, moduli: Tensor) -> Tensor:
+def add_const(x: Tensor, constant: Tensor, moduli: Tensor, *, streams: int | None = None) -> Tensor:
     """See :func:`mcfhe.ops.add_const`."""
-    return _pointwise(x, moduli, lambda limb, c, _i, value: value + _row(constant.unsqueeze(-1), limb, c)[0])
+    size = x.shape[-1]
+    head = size if streams is None else streams
+    return _pointwise(
+        x,
+        moduli,
+        lambda limb, c, i, value: value + (_row(constant.unsqueeze(-1), limb, c)[0] if i % size < head else 0),
+    )
+
+
+# --- lattice ops --------------------------------------------------------------------------------------------------
+
+
+def _bit_reversed(i: int, n: int) -> int:
+    return int(format(i, f"0{n.bit_length() - 1}b")[::-1], 2)
+
+
+def _root(tables: Tensor, limb: int) -> int:
+    """psi: its exponent at index k is bitrev(k), and bitrev(n / 2) = 1."""
+    return int(tables[limb, 0, tables.shape[2] // 2]) & 0xFFFFFFFF
+
+
+def _transform(values: Sequence[int], psi: int, q: int) -> list[int]:
+    """The polynomial at the odd powers of psi, by definition: O(n**2)."""
+    n = len(values)
+    powers = [pow(psi, e, q) for e in range(2 * n)]
+    points = [2 * _bit_reversed(i, n) + 1 for i in range(n)]
+    return [sum(v * powers[e * k % (2 * n)] for k, v in enumerate(values)) % q for e in points]
+
+
+def _inverse_transform(values: Sequence[int], psi: int, q: int) -> list[int]:
+    n = len(values)
+    powers = [pow(psi, -e, q) for e in range(2 * n)]
+    points = [2 * _bit_reversed(i, n) + 1 for i in range(n)]
+    scale = pow(n, -1, q)
+    return [scale * sum(v * powers[e * k % (2 * n)] for v, e in zip(values, points, strict=True)) % q for k in range(n)]
+
+
+def ntt(x: Tensor, tables: Tensor, moduli: Tensor, *, inverse: bool = False) -> Tensor:
+    """See :func:`mcfhe.ops.ntt`; quadratic in n."""
+    n = tables.shape[2]
+    runs = x.reshape(x.shape[0], -1, n)
+    y = torch.empty_like(runs)
+    one = _inverse_transform if inverse else _transform
+    for limb, run in itertools.product(range(runs.shape[0]), range(runs.shape[1])):
+        y[limb, run] = torch.tensor(one(runs[limb, run].tolist(), _root(tables, limb), int(moduli[limb])))
+    return y.reshape(x.shape)
+
+
+def tensor_square(
+    x: Tensor, moduli: Tensor, *, shift: Tensor | None = None, coefficients: Tensor | None = None
+) -> Tensor:
+    """See :func:`mcfhe.ops.tensor_square`."""
+    n = x.shape[-1] // 2
+    channels = 1 if x.dim() == 2 else x.shape[1]
+    pairs = x.reshape(x.shape[0], channels, -1, 2, n)
+    y = torch.empty(*pairs.shape[:3], 3, n, dtype=torch.int64)
+    for limb, c, position, k in itertools.product(range(x.shape[0]), range(channels), range(pairs.shape[2]), range(n)):
+        z0, z1 = pairs[limb, c, position, :, k].tolist()
+        z0 += 0 if shift is None else _row(shift.unsqueeze(-1), limb, c)[0]
+        a0, a1, a2 = (0, 0, 1) if coefficients is None else _row(coefficients, limb, c)
+        q = int(moduli[limb])
+        y[limb, c, position, 0, k] = (a2 * z0 * z0 + a1 * z0 + a0) % q
+        y[limb, c, position, 1, k] = (2 * a2 * z0 + a1) * z1 % q
+        y[limb, c, position, 2, k] = a2 * z1 * z1 % q
+    return y.reshape(*x.shape[:-1], 3 * n)
+
+
+def _divide_by_last(rows: Sequence[Sequence[int]], tables: Tensor, basis: Sequence[int]) -> list[list[int]]:
+    """One polynomial in NTT form modulo every prime of ``basis``, divided by the last and rounded to nearest.
+
+    Subtracting ((x + h) mod p) - h with h = floor(p / 2) from x leaves a multiple of p.
+    """
+    p = basis[-1]
+    half = p // 2
+    last = _inverse_transform(rows[-1], _root(tables, len(basis) - 1), p)
+    rest = [(c + half) % p - half for c in last]
+    out = []
+    for j, q in enumerate(basis[:-1]):
+        spread = _transform([c % q for c in rest], _root(tables, j), q)
+        out.append([(v - r) * pow(p, -1, q) % q for v, r in zip(rows[j], spread, strict=True)])
+    return out
+
+
+def relinearise(x: Tensor, keys: Tensor, tables: Tensor, moduli: Tensor) -> Tensor:
+    """See :func:`mcfhe.ops.relinearise`; quadratic in n."""
+    n, limbs, basis = tables.shape[2], x.shape[0], moduli.tolist()
+    values = x.reshape(limbs, -1, 3, n)
+    y = torch.empty(limbs, values.shape[1], 2, n, dtype=torch.int64)
+    key = keys.tolist()
+    for position in range(values.shape[1]):
+        digits = [_inverse_transform(values[i, position, 2].tolist(), _root(tables, i), basis[i]) for i in range(limbs)]
+        rows = [
+            [_transform([c % basis[j] for c in digits[i]], _root(tables, j), basis[j]) for i in range(limbs)]
+            for j in range(limbs + 1)
+        ]
+        for k in range(2):
+            sums = [
+                [sum(rows[j][i][e] * key[i][k][j][e] for i in range(limbs)) % basis[j] for e in range(n)]
+                for j in range(limbs + 1)
+            ]
+            for j, share in enumerate(_divide_by_last(sums, tables, basis)):
+                y[j, position, k] = (values[j, position, k] + torch.tensor(share)) % basis[j]
+    return y.reshape(*x.shape[:-1], 2 * n)
+
+
+def rescale(x: Tensor, tables: Tensor, moduli: Tensor) -> Tensor:
+    """See :func:`mcfhe.ops.rescale`; quadratic in n."""
+    n, limbs = tables.shape[2], x.shape[0]
+    runs = x.reshape(limbs, -1, n)
+    y = torch.empty(limbs - 1, runs.shape[1], n, dtype=torch.int64)
+    for run in range(runs.shape[1]):
+        y[:, run] = torch.tensor(_divide_by_last(runs[:, run].tolist(), tables, moduli.tolist()))
+    return y.reshape(limbs - 1, *x.shape[1:])

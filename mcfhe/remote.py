@@ -127,7 +127,7 @@ class RemoteServer:
             raise ParameterError("program_id: 64 lower-case hex digits expected")
         data = self._send("GET", f"/v1/programs/{program_id}/spec")
         try:
-            spec = ClientSpec.from_json(data.decode())
+            spec: ClientSpec = ClientSpec.from_json(data.decode())
         except UnicodeDecodeError:
             raise FormatError("client spec: not UTF-8") from None
         check_match("client spec", "program_id", spec.program_id, program_id)
@@ -154,7 +154,7 @@ class RemoteServer:
                 raise
             self.register(request.evaluation_key)  # the session has expired or the server began anew
             data = self._send("POST", path, body, progress)
-        response = Response.from_bytes(data)
+        response: Response = Response.from_bytes(data)
         for name in ("program_id", "key_id", "request_id"):
             check_match("response", name, getattr(response, name), getattr(request, name))
         if progress is not None:

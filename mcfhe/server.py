@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from mcfhe import ops
-from mcfhe.engine import Binding, Engine
+from mcfhe.binding import Binding
+from mcfhe.engine import Engine
 from mcfhe.errors import CapacityError, MismatchError, ParameterError
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.program import Program
@@ -22,12 +24,46 @@ from mcfhe.wire import Request, Response
 MAX_BINDINGS = 32
 
 
+Slot = TypeVar("Slot")
+Bound = TypeVar("Bound")
+
+
+class BoundKeys(Generic[Slot, Bound]):
+    """What was bound for the keys used last. Thread-safe; two threads may bind the same key at once."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[Slot, Bound] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, slot: Slot, bind: Callable[[], Bound]) -> Bound:
+        """What is kept for ``slot``, else what ``bind`` makes."""
+        with self._lock:
+            if slot in self._kept:
+                self._kept.move_to_end(slot)
+                return self._kept[slot]
+        bound = bind()
+        with self._lock:
+            self._kept[slot] = bound
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return bound
+
+
 class Server:
     """Evaluates requests for one program on one device ("cpu", "cuda", "cuda:1").
 
     ``tile_bytes`` bounds the residues that are alive at once inside the network (see :class:`mcfhe.engine.Engine`).
-    Thread-safe; concurrent calls share the weights and the bound constants.
+    Thread-safe; concurrent calls share the weights and the bound constants. Given a lattice program this makes a
+    :class:`mcfhe.lattice.server.LatticeServer`, which has the same methods.
     """
+
+    def __new__(cls, program: Any, *args: Any, **kwargs: Any) -> Any:
+        if program.scheme == "lattice":
+            from mcfhe.lattice.server import LatticeServer
+
+            return LatticeServer(program, *args, **kwargs)
+        return super().__new__(cls)
 
     def __init__(self, program: Program, device: str | torch.device = "cpu", tile_bytes: int | None = None) -> None:
         self.program = program
@@ -36,8 +72,7 @@ class Server:
             profile: Engine(program.integer_program(profile), self.device, tile_bytes)
             for profile in program.client_spec().profiles
         }
-        self._bindings: OrderedDict[tuple[str, str], Binding] = OrderedDict()
-        self._lock = Lock()
+        self._bindings = BoundKeys[tuple[str, str], Binding](MAX_BINDINGS)
 
     def __repr__(self) -> str:
         return f"Server(program_id={self.program.program_id[:12]}, device={str(self.device)!r})"
@@ -73,17 +108,7 @@ class Server:
 
     def bind(self, key: EvaluationKey, profile: str) -> Binding:
         """The program's constants modulo the key's limbs, from the cache where they are there."""
-        slot = (key.key_id, profile)
-        with self._lock:
-            if slot in self._bindings:
-                self._bindings.move_to_end(slot)
-                return self._bindings[slot]
-        binding = self._engines[profile].bind(tuple(key.moduli))
-        with self._lock:
-            self._bindings[slot] = binding
-            while len(self._bindings) > MAX_BINDINGS:
-                self._bindings.popitem(last=False)
-        return binding
+        return self._bindings.get((key.key_id, profile), lambda: self._engines[profile].bind(tuple(key.moduli)))
 
     def evaluate(self, request: Request, progress: Callable[[float], None] | None = None) -> Response:
         """Run the network on every lane of every limb -> the scores' residues, int64 [N, labels, batch * M].

@@ -11,6 +11,7 @@ from mcfhe.errors import FormatError, ParameterError
 from mcfhe.graph.order import Order
 
 SPEC_FORMAT = "mcfhe/client-spec"
+LATTICE_FORMAT = "mcfhe/lattice-client-spec"
 SPEC_VERSION = 1
 PROFILES = ("patent", "hardened")
 
@@ -56,6 +57,10 @@ class ClientSpec:
     profiles: dict[str, ProfileSpec]
 
     @property
+    def scheme(self) -> str:
+        return "modular"
+
+    @property
     def scale(self) -> int:
         """Delta."""
         return 1 << self.scale_bits
@@ -92,12 +97,17 @@ class ClientSpec:
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
     @staticmethod
-    def from_json(text: str) -> ClientSpec:
-        """Parse and validate; FormatError names the field that is wrong."""
+    def from_json(text: str) -> Any:
+        """Parse and validate; FormatError names the field that is wrong. A lattice program's spec comes back as a
+        :class:`mcfhe.lattice.spec.LatticeSpec`."""
         try:
             body = json.loads(text)
         except ValueError as error:
             raise FormatError(f"client spec: not JSON ({error}); fetch it again from the program") from None
+        if isinstance(body, dict) and body.get("format") == LATTICE_FORMAT:
+            from mcfhe.lattice.spec import LatticeSpec
+
+            return LatticeSpec.from_json(text)
         if not isinstance(body, dict) or body.get("format") != SPEC_FORMAT:
             raise FormatError("client spec: field 'format' is not 'mcfhe/client-spec'")
         if body.get("version") != SPEC_VERSION:

@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,15 +127,16 @@ class Request:
         return pack(_REQUEST_KIND, tensors, self.evaluation_key.metadata() | _common_metadata(self))
 
     @staticmethod
-    def from_bytes(
-        data: bytes | bytearray | memoryview, keys: Callable[[str], EvaluationKey | None] | None = None
-    ) -> Request:
+    def from_bytes(data: bytes | bytearray | memoryview, keys: Callable[[str], Any] | None = None) -> Any:
         """Parse and validate every field; FormatError, SecretFieldError or MismatchError otherwise.
 
         ``keys`` finds the evaluation key of a keyed request by its id; without it only requests that carry their key
-        are read. UnknownKeyError if it finds none.
+        are read. UnknownKeyError if it finds none. A lattice request comes back as one
+        (:class:`mcfhe.lattice.wire.LatticeRequest`).
         """
         data = as_bytes(data)
+        if (lattice := _lattice(data)) is not None:
+            return lattice.LatticeRequest.from_bytes(data, keys)
         if keys is not None and read_header(data).metadata.get("kind") == _KEYED_KIND:
             content = unpack(data, _KEYED_KIND, _KEYED_FIELDS, _KEYED_METADATA)
             key_id = parse_hex(content, "key_id", 64)
@@ -167,7 +169,7 @@ class Request:
         write_file(path, self.to_bytes())
 
     @staticmethod
-    def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> Request:
+    def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> Any:
         return Request.from_bytes(read_file(path, max_bytes))
 
 
@@ -189,7 +191,7 @@ class Response:
 
     def __post_init__(self) -> None:
         _check_common("response", self.program_id, self.request_id, self.lanes, self.profile)
-        _check_hex("response", "key_id", self.key_id, 64)
+        check_hex("response", "key_id", self.key_id, 64)
         _check_tensor("response", "residues", self.residues, 3)
         _check_streams("response", self.residues.shape[-1], self.lanes)
         if self.limbs is not None:
@@ -230,9 +232,15 @@ class Response:
         return pack(_RESPONSE_KIND, tensors, _common_metadata(self) | {"key_id": self.key_id})
 
     @staticmethod
-    def from_bytes(data: bytes | bytearray | memoryview) -> Response:
-        """Parse and validate every field; FormatError otherwise. The client's decrypt checks r < b_p."""
-        content = unpack(as_bytes(data), _RESPONSE_KIND, _RESPONSE_FIELDS, _RESPONSE_METADATA)
+    def from_bytes(data: bytes | bytearray | memoryview) -> Any:
+        """Parse and validate every field; FormatError otherwise. The client's decrypt checks r < b_p.
+
+        A lattice response comes back as a :class:`mcfhe.lattice.wire.LatticeResponse`.
+        """
+        data = as_bytes(data)
+        if (lattice := _lattice(data)) is not None:
+            return lattice.LatticeResponse.from_bytes(data)
+        content = unpack(data, _RESPONSE_KIND, _RESPONSE_FIELDS, _RESPONSE_METADATA)
         residues = content.tensors["residues"]
         if residues.size and int(residues.min()) < 0:
             raise FormatError("response: residues holds a negative value; canonical residues are 0 <= r < b_p")
@@ -252,8 +260,17 @@ class Response:
         write_file(path, self.to_bytes())
 
     @staticmethod
-    def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> Response:
+    def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> Any:
         return Response.from_bytes(read_file(path, max_bytes))
+
+
+def _lattice(data: bytes) -> Any:
+    """The lattice scheme's messages, if ``data`` is one of them."""
+    if "lattice" not in read_header(data).metadata.get("kind", ""):
+        return None
+    from mcfhe.lattice import wire
+
+    return wire
 
 
 def check_match(what: str, name: str, found: str, expected: str) -> None:
@@ -274,15 +291,15 @@ def _common_metadata(message: Request | Response) -> dict[str, str]:
 
 
 def _check_common(kind: str, program_id: object, request_id: object, lanes: object, profile: object) -> None:
-    _check_hex(kind, "program_id", program_id, 64)
-    _check_hex(kind, "request_id", request_id, 32)
+    check_hex(kind, "program_id", program_id, 64)
+    check_hex(kind, "request_id", request_id, 32)
     if type(lanes) is not int or not 1 <= lanes <= MAX_LANES:
         raise FormatError(f"{kind}: lanes = {lanes!r} is not an integer in 1..{MAX_LANES}")
     if profile not in PROFILES:
         raise FormatError(f"{kind}: profile {profile!r} is not one of {', '.join(PROFILES)}")
 
 
-def _check_hex(kind: str, name: str, value: object, digits: int) -> None:
+def check_hex(kind: str, name: str, value: object, digits: int) -> None:
     if not isinstance(value, str) or not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
         raise FormatError(f"{kind}: {name} is not {digits} lower-case hex digits")
 

@@ -43,6 +43,11 @@ const KernelTable& kernels() {
   return table;
 }
 
+const LatticeKernels& lattice_kernels(int64_t n) {
+  const LatticeKernels& best = kernels().lattice;
+  return n >= best.min_degree ? best : kGenericKernels.lattice;
+}
+
 const char* isa_name() { return kernels().name; }
 
 const char* path_name(Path path) {

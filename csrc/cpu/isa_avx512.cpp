@@ -2,6 +2,7 @@
 // chance to give this code to a processor that lacks the instructions.
 #include <immintrin.h>
 
+#include "../kernels/modmath.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -21,10 +22,19 @@ namespace {
 
 #include "pointwise_body.h"
 
+#include "tensor_square_body.h"
+
+#include "words_avx512.h"
+
+#include "ntt_body.h"
+
+#include "key_switch_body.h"
+
 }  // namespace
 
-const KernelTable kAvx512Kernels = {"avx512",    kHasInt16,       kHasDouble, kTile,          pack_weight,
-                                    conv2d_task, sum_pool2d_task, poly_task,  align_add_task, count_out_of_range_in};
+const KernelTable kAvx512Kernels = {
+    "avx512",        kHasInt16, kHasDouble,     kTile,          pack_weight,           conv2d_task,
+    sum_pool2d_task, poly_task, align_add_task, add_const_task, count_out_of_range_in, kLattice};
 
 }  // namespace mcfhe::cpu
 

@@ -12,9 +12,18 @@ namespace {
 
 #include "pointwise_body.h"
 
+#include "tensor_square_body.h"
+
+#include "words_generic.h"
+
+#include "ntt_body.h"
+
+#include "key_switch_body.h"
+
 }  // namespace
 
-const KernelTable kGenericKernels = {"generic",   kHasInt16,       kHasDouble, kTile,          pack_weight,
-                                     conv2d_task, sum_pool2d_task, poly_task,  align_add_task, count_out_of_range_in};
+const KernelTable kGenericKernels = {
+    "generic",       kHasInt16, kHasDouble,     kTile,          pack_weight,           conv2d_task,
+    sum_pool2d_task, poly_task, align_add_task, add_const_task, count_out_of_range_in, kLattice};
 
 }  // namespace mcfhe::cpu

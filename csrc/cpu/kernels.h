@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "../kernels/params.h"
+#include "lattice_jobs.h"
 
 namespace mcfhe::cpu {
 
@@ -82,6 +83,18 @@ struct PolyJob {
   BadResidue* bad;
 };
 
+// x plus one constant a channel in the first `head` of every `stream` entries; the rest is copied.
+struct AddConstJob {
+  PointwiseParams p;
+  const int64_t* x;         // [L, C, inner]
+  const int64_t* constant;  // [L, 1 or C]
+  int64_t channel_stride;   // 0: one constant for all channels
+  int64_t stream, head;     // stream divides inner, 0 <= head <= stream
+  const int64_t* moduli;    // [L]
+  int64_t* y;               // [L, C, inner]
+  BadResidue* bad;
+};
+
 struct AlignAddJob {
   PointwiseParams p;
   const int64_t* x;         // [L, C, inner]
@@ -106,14 +119,18 @@ struct KernelTable {
   void (*sum_pool2d)(const PoolJob&, int64_t task);  // task: one (l, c, output row)
   void (*poly)(const PolyJob&, int64_t task);
   void (*align_add)(const AlignAddJob&, int64_t task);
+  void (*add_const)(const AddConstJob&, int64_t task);  // task: one run of `stream` entries
   // Entries of x[begin, end) that are not in 0 <= x < b.
   int64_t (*count_out_of_range)(const int64_t* x, int64_t begin, int64_t end, int64_t b);
+  LatticeKernels lattice;
 };
 
 // The table for this processor, or the one MCFHE_CPU_ISA = generic | avx2 | avx512 names. Throws std::runtime_error
 // when that one is unknown or the processor lacks it.
 const KernelTable& kernels();
 const char* isa_name();
+// The lattice kernels of kernels(), or the generic ones for rings too small for these.
+const LatticeKernels& lattice_kernels(int64_t n);
 
 // Chooses path, blocking and task count. `max_abs` and `max_sum` bound |q| and the sum of |q| over one output.
 ConvPlan plan_conv2d(const ConvParams& p, int64_t max_abs, int64_t max_sum, int64_t max_modulus,

@@ -86,6 +86,27 @@ inline void poly_task(const PolyJob& job, int64_t task) {
   if (any_bad(bad)) job.bad->seen.store(true);
 }
 
+inline void add_const_task(const AddConstJob& job, int64_t task) {
+  const int64_t row = task / (job.p.inner / job.stream);  // limb * channels + channel
+  const int64_t limb = row / job.p.channels;
+  const int64_t rows = job.channel_stride == 0 ? 1 : job.p.channels;
+  const ModV m = make_modv(job.moduli[limb]);
+  const Vr constant = set_residue(job.constant[limb * rows + row % job.p.channels * job.channel_stride]);
+  const int64_t begin = task * job.stream;
+  Raw bad = zero_raw();
+  each_vector(job.head, [&](int64_t i, int64_t n) {
+    const Raw x = load_some(job.x + begin + i, n);
+    bad = mark_bad(bad, x, m);
+    store_some(job.y + begin + i, add_mod(to_residue(x), constant, m), n);
+  });
+  each_vector(job.stream - job.head, [&](int64_t i, int64_t n) {
+    const Raw x = load_some(job.x + begin + job.head + i, n);
+    bad = mark_bad(bad, x, m);
+    store_some(job.y + begin + job.head + i, to_residue(x), n);
+  });
+  if (any_bad(bad)) job.bad->seen.store(true);
+}
+
 inline void align_add_task(const AlignAddJob& job, int64_t task) {
   const PointwiseBlock b = locate_block(job.p, task);
   const ModV m = make_modv(job.moduli[b.limb]);

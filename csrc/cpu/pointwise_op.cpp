@@ -75,17 +75,30 @@ Tensor poly(const Tensor& x, const Tensor& coefficients, const Tensor& moduli) {
   return run_poly("poly", x, table.const_data_ptr<int64_t>(), table.size(2) - 1, channel_stride, p, b);
 }
 
-// x + c is the monic polynomial (c, 1).
-Tensor add_const(const Tensor& x, const Tensor& constant, const Tensor& moduli) {
-  const PointwiseParams p = pointwise_params("add_const", x, moduli);
-  const Tensor b = checked_moduli("add_const", moduli);
-  const int64_t channel_stride = channel_table_stride("add_const", "constant", constant, x, p.limbs, p.channels, 1);
+Tensor add_const(const Tensor& x, const Tensor& constant, const Tensor& moduli, std::optional<int64_t> streams) {
+  const char* const op = "add_const";
+  const PointwiseParams p = pointwise_params(op, x, moduli);
+  const int64_t stream = x.size(x.dim() - 1);
+  const int64_t head = constant_streams(op, streams, stream);
+  const Tensor b = checked_moduli(op, moduli);
+  const int64_t channel_stride = channel_table_stride(op, "constant", constant, x, p.limbs, p.channels, 1);
   const Tensor c = dense(constant);
-  check_table("add_const", "constant", c, b);
-  const int64_t* values = c.const_data_ptr<int64_t>();
-  IntList table;
-  for (int64_t i = 0; i < c.numel(); ++i) table.insert(table.end(), {values[i], 1});
-  return run_poly("add_const", x, table.data(), 1, 2 * channel_stride, p, b);
+  check_table(op, "constant", c, b);
+  const Tensor xd = dense(x);
+  const Tensor y = same_shape(xd);
+  if (y.numel() == 0) return y;
+  BadResidue bad;
+  const AddConstJob job{p,
+                        xd.const_data_ptr<int64_t>(),
+                        c.const_data_ptr<int64_t>(),
+                        channel_stride,
+                        stream,
+                        head,
+                        b.const_data_ptr<int64_t>(),
+                        y.mutable_data_ptr<int64_t>(),
+                        &bad};
+  run_tasks(op, job, kernels().add_const, y.numel() / stream, stream);
+  return y;
 }
 
 Tensor align_add(const Tensor& x, const Tensor& y, std::optional<Tensor> x_factor, std::optional<Tensor> y_factor,

@@ -54,9 +54,12 @@ Tensor align_add(const Tensor& x, const Tensor& y, std::optional<Tensor> x_facto
   return z;
 }
 
-Tensor add_const(const Tensor& x, const Tensor& constant, const Tensor& moduli) {
+Tensor add_const(const Tensor& x, const Tensor& constant, const Tensor& moduli, std::optional<int64_t> streams) {
   const char* const op = "add_const";
   const PointwiseParams p = pointwise_params(op, x, moduli);
+  const int64_t stream = x.size(x.dim() - 1);
+  STD_TORCH_CHECK(constant_streams(op, streams, stream) == stream,
+                  "mcfhe::add_const: CUDA adds to all streams only; leave streams out");
   const int64_t stride = channel_table_stride(op, "constant", constant, x, p.limbs, p.channels, 1);
   const DeviceScope scope(x);
   const Tensor xd = dense(x);

@@ -61,4 +61,39 @@ MCFHE_HD uint64_t add_mod(uint64_t x, uint64_t y, Modulus m) {
 // Canonical x, y -> canonical product; the product stays below 2^62.
 MCFHE_HD uint64_t mul_mod(uint64_t x, uint64_t y, Modulus m) { return barrett_u64(x * y, m); }
 
+// --- 32-bit words: number-theoretic transforms -------------------------------------------------------------------
+
+// floor(w * 2^32 / q) for w < q: the Shoup quotient of a fixed factor.
+MCFHE_HD uint32_t shoup_quotient(uint64_t w, uint64_t q) { return static_cast<uint32_t>((w << 32) / q); }
+
+// x * w mod q for any 32-bit x, w < q < 2^31 and its Shoup quotient. Result in [0, 2q): x * w / q - x * quotient / 2^32
+// lies in [0, x / 2^32], so the quotient taken is at most 1 too small; 2q < 2^32, so 32-bit wrap-around is harmless.
+MCFHE_HD uint32_t mul_shoup_lazy(uint32_t x, uint32_t w, uint32_t quotient, uint32_t q) {
+  const uint32_t multiple = static_cast<uint32_t>((static_cast<uint64_t>(x) * quotient) >> 32);
+  return x * w - multiple * q;
+}
+
+// x in [0, 2q) -> canonical.
+MCFHE_HD uint32_t lift_word(uint32_t x, uint32_t q) { return x >= q ? x - q : x; }
+
+// The same as mul_shoup_lazy, canonical.
+MCFHE_HD uint32_t mul_shoup(uint32_t x, uint32_t w, uint32_t quotient, uint32_t q) {
+  return lift_word(mul_shoup_lazy(x, w, quotient, q), q);
+}
+
+// Canonical x, y -> canonical sum and difference, q < 2^31.
+MCFHE_HD uint32_t add_word(uint32_t x, uint32_t y, uint32_t q) { return lift_word(x + y, q); }
+MCFHE_HD uint32_t sub_word(uint32_t x, uint32_t y, uint32_t q) { return x >= y ? x - y : x + q - y; }
+
+// x^-1 mod q for 0 < x < q < 2^31, or 0 where there is none (extended Euclid).
+MCFHE_HD uint32_t inverse_word(uint32_t x, uint32_t q) {
+  int64_t r0 = q, r1 = x, t0 = 0, t1 = 1;
+  while (r1 != 0) {
+    const int64_t k = r0 / r1;
+    const int64_t r = r0 - k * r1, t = t0 - k * t1;
+    r0 = r1, r1 = r, t0 = t1, t1 = t;
+  }
+  return r0 != 1 ? 0 : static_cast<uint32_t>(t0 < 0 ? t0 + q : t0);
+}
+
 }  // namespace mcfhe

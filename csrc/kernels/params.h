@@ -28,4 +28,23 @@ struct PointwiseParams {
   int64_t limbs, channels, inner;
 };
 
+// The lattice ops. A component of a ciphertext is a run of n residues: one polynomial modulo one limb.
+
+// ntt and rescale on x[L, runs, n].
+struct RingParams {
+  int64_t limbs, runs, n;
+};
+
+// tensor_square on x[L, C, positions, 2 * n] -> y[L, C, positions, 3 * n].
+struct TensorSquareParams {
+  int64_t limbs, channels, positions, n;
+  int64_t shift_channel_stride;         // entries between the rows of two channels; 0: one row for all
+  int64_t coefficients_channel_stride;  // likewise
+};
+
+// relinearise on x[L, positions, 3 * n] -> y[L, positions, 2 * n].
+struct RelineariseParams {
+  int64_t limbs, positions, n;
+};
+
 }  // namespace mcfhe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,6 +25,10 @@ from mcfhe.cli.common import (
 )
 from mcfhe.errors import FormatError, ParameterError
 from mcfhe.spec import ClientSpec
+from mcfhe.wording import LATTICE_LINE, SECURITY_LINE
+
+if TYPE_CHECKING:
+    from mcfhe.lattice.client import LatticeClient
 
 MAX_SPEC_BYTES = 1 << 26
 
@@ -68,6 +73,9 @@ def keygen(
     user_key = None if user_key_file is None else read_file(user_key_file, 1 << 20)
     client = Client.generate(read_spec(spec), lanes, profile, noise=noise, redundancy=redundancy, user_key=user_key)
     client.save(out, passphrase(passphrase_file))
+    if client.spec.scheme == "lattice":
+        _print_lattice_key(client, out, as_json)
+        return
     key = client.secret_key
     if as_json:
         print_json(
@@ -84,6 +92,17 @@ def keygen(
         stdout.print(
             f"{out}: {len(key.moduli)} limbs ({key.moduli.bits} bits), {key.lanes} lanes, {key.profile} profile, "
             f"key {key.key_id[:12]}",
+            markup=False,
+        )
+
+
+def _print_lattice_key(client: LatticeClient, out: Path, as_json: bool) -> None:
+    key = client.evaluation_key
+    if as_json:
+        print_json({"out": str(out), "key_id": key.key_id, "limbs": len(key.ring.moduli), "degree": key.ring.degree})
+    else:
+        stdout.print(
+            f"{out}: lattice key, n = {key.ring.degree}, {len(key.ring.moduli)} limbs, key {key.key_id[:12]}",
             markup=False,
         )
 
@@ -115,11 +134,12 @@ def encrypt(
     """
     from mcfhe.client import Client
 
-    security_line(quiet)
     client = Client.load(key, passphrase(passphrase_file))
+    lattice = client.spec.scheme == "lattice"
+    security_line(quiet, LATTICE_LINE if lattice else SECURITY_LINE)
     pixels, names, labels = load_images(images, dataset, data, count, client.spec.input_shape)
-    with progress_bar("encrypt", quiet or as_json):
-        request = client.encrypt(pixels)
+    with progress_bar("encrypt", quiet or as_json) as update:
+        request = client.encrypt(pixels, progress=update) if lattice else client.encrypt(pixels)
     request.save(out)
     size = out.stat().st_size
     if as_json:
@@ -166,9 +186,11 @@ def read_spec(path: Path) -> ClientSpec:
     if data.lstrip()[:1] != b"{":
         from mcfhe.program import load_program
 
-        return load_program(path).client_spec()
+        program_spec: ClientSpec = load_program(path).client_spec()
+        return program_spec
     try:
-        return ClientSpec.from_json(data.decode("utf-8"))
+        spec: ClientSpec = ClientSpec.from_json(data.decode("utf-8"))
+        return spec
     except UnicodeDecodeError:
         raise FormatError(f"{path}: is neither a client spec (JSON) nor a program file") from None
     except ParameterError as error:

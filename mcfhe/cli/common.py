@@ -58,10 +58,10 @@ def print_json(body: dict[str, Any]) -> None:
     print(json.dumps(body))
 
 
-def security_line(quiet: bool) -> None:
+def security_line(quiet: bool, line: str = SECURITY_LINE) -> None:
     """One plain line on standard error about what the encryption is worth."""
     if not quiet:
-        stderr.print(SECURITY_LINE, markup=False, style="dim" if stderr.is_terminal else None)
+        stderr.print(line, markup=False, style="dim" if stderr.is_terminal else None)
 
 
 @contextmanager

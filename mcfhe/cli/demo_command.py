@@ -41,6 +41,13 @@ STEPS = (
 @click.option("--images", default=1000, show_default=True, type=click.IntRange(1, 1000), help="Real test images.")
 @click.option("--lanes", default=4, show_default=True, help="M: positions a residue may hide in.")
 @click.option("--profile", default="patent", show_default=True, help="patent or hardened.")
+@click.option(
+    "--scheme",
+    default="modular",
+    show_default=True,
+    type=click.Choice(["modular", "lattice"]),
+    help="lattice: RNS-CKKS with SEAL's keys; no lanes, profile or picture.",
+)
 @device_option
 @click.option(
     "--picture",
@@ -57,6 +64,7 @@ def demo(
     images: int,
     lanes: int,
     profile: str,
+    scheme: str,
     device: str,
     picture: Path,
     no_picture: bool,
@@ -71,6 +79,11 @@ def demo(
     limbs, lanes, order, modulus_bits, bytes_up, bytes_down, seconds {step}, latency_ms {step, total}, published_ms,
     profile, picture.
     """
+    if scheme == "lattice":
+        from mcfhe.cli.lattice_demo import lattice_demo
+
+        lattice_demo(images, device, report, quiet, as_json)
+        return
     from mcfhe.container import write_file
     from mcfhe.demo import Demo
 

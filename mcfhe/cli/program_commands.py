@@ -103,6 +103,15 @@ def train(
 @click.option("--amplification-bits", default=4, show_default=True, help="log2 of the amplification a.")
 @click.option("--modulus-bits", default=30, show_default=True, help="Width of the clients' primes.")
 @click.option("--guard-bits", default=32, show_default=True, help="Spare bits above the proved bound.")
+@click.option(
+    "--scheme",
+    default="modular",
+    show_default=True,
+    type=click.Choice(["modular", "lattice"]),
+    help="modular: fast, no semantic security; lattice: RNS-CKKS.",
+)
+@click.option("--precision-bits", default=12, show_default=True, help="lattice: noise stays below 2^-bits of a unit.")
+@click.option("--degree", type=int, help="lattice: ring degree; by default the least that is wide enough.")
 @json_option
 def compile_(
     model: str,
@@ -119,6 +128,9 @@ def compile_(
     amplification_bits: int,
     modulus_bits: int,
     guard_bits: int,
+    scheme: str,
+    precision_bits: int,
+    degree: int | None,
     as_json: bool,
 ) -> None:
     """Turn a trained network into a program of exact integer steps, with orders, alignment and certificate (S5).
@@ -149,11 +161,27 @@ def compile_(
         calibration=images,
         tolerance=tolerance,
         progress=not as_json,
+        scheme=scheme,
+        precision_bits=precision_bits,
+        degree=degree,
     )
     program.save(out)
     if spec is not None:
         write_file(spec, program.client_spec().to_json().encode())
-    if as_json:
+    if as_json and scheme == "lattice":
+        plan = program.plan
+        print_json(
+            {
+                "out": str(out),
+                "program_id": program.program_id,
+                "degree": plan.degree,
+                "limbs": plan.limbs,
+                "modulus_bits": plan.modulus_bits,
+                "slots": program.slots,
+                "weight_bits": program.layer_bits,
+            }
+        )
+    elif as_json:
         profiles = program.client_spec().profiles
         print_json(
             {
@@ -167,7 +195,7 @@ def compile_(
             }
         )
     else:
-        if program.search is not None:
+        if scheme == "modular" and program.search is not None:
             stdout.print(str(program.search), markup=False)
         stdout.print(program.summary(), markup=False)
         stdout.print(f"{out}: program {program.program_id[:12]}", markup=False)

@@ -1,4 +1,4 @@
-"""The order of an encrypted integer: which real number it stands for."""
+"""The order of an encrypted integer: which real number it stands for. The level of a lattice ciphertext: the same."""
 
 from __future__ import annotations
 
@@ -60,3 +60,20 @@ class Order:
         if scale_bits > 0 and self.k % scale_bits == 0:
             return f"({self.t}, {self.k // scale_bits})"
         return f"({self.t}, {self.k} bits)"
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A lattice ciphertext: an integer V in its slots stands for V / scale, up to the noise of the scheme.
+
+    ``limbs`` of the ring's moduli are left, the first ones; ``components`` is 2, or 3 between a square and the
+    relinearisation that follows it.
+    """
+
+    limbs: int
+    components: int
+    scale: Fraction
+
+    def __post_init__(self) -> None:
+        if self.limbs < 1 or self.components not in (2, 3) or self.scale <= 0:
+            raise ParameterError(f"level {self}: limbs >= 1, 2 or 3 components and a positive scale")

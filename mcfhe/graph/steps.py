@@ -6,6 +6,10 @@ small and int64, constants are Python ints of any size. The same steps are evalu
 for bit: modulo each limb by the engine, on Python ints by :mod:`mcfhe.graph.integers` (the oracle), and in
 intervals by :mod:`mcfhe.graph.certificate`.
 
+A lattice program is the same line of steps over a :class:`Ring`, with three more kinds of them. Its integers are the
+contents of ciphertext slots, which only approximate what the steps say; so it has its own oracle, ciphertext by
+ciphertext (tests), and is simulated with the noise it is expected to have (:mod:`mcfhe.lattice.noise`).
+
 Shapes leave out limbs and stream: a feature map is ``(C, H, W)``, a vector is ``(K,)``.
 """
 
@@ -16,7 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mcfhe.graph.order import Order
+from mcfhe.graph.order import Level, Order
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -95,12 +99,63 @@ class FlattenStep(Step):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class TensorSquareStep(Step):
+    """y = A0 + A1 x + A2 x**2 of a ciphertext (x0, x1): the three components of its tensor product with itself."""
+
+    kind = "tensor_square"
+    coefficients: tuple[tuple[int, int, int], ...]  # [1 or C] rows (A0, A1, A2)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RelineariseStep(Step):
+    """Three components back to two, by the relinearisation key."""
+
+    kind = "relinearise"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RescaleStep(Step):
+    """x / q rounded, q the last modulus of its level, which is dropped."""
+
+    kind = "rescale"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DropStep(Step):
+    """The same ciphertext on its first ``limbs`` limbs: what is left of the modulus is wide enough for what follows."""
+
+    kind = "drop_limbs"
+    limbs: int
+
+
+RING_STEPS = (RelineariseStep, RescaleStep, DropStep)
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Z[X] / (X^degree + 1) modulo each of ``moduli``; ``special`` is the modulus of key switching alone.
+
+    A residue tensor's stream holds ``components`` runs of ``degree`` residues: polynomials in NTT form.
+    """
+
+    degree: int
+    moduli: tuple[int, ...]
+    special: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class IntegerProgram:
-    """Steps with the shape and order of their input."""
+    """Steps with the shape and order of their input.
+
+    A lattice program has a ``ring`` and ``levels``: that of the input, then those of the steps' values. Its orders are
+    (0, log2 of the level's scale, rounded).
+    """
 
     steps: tuple[Step, ...]
     input_shape: tuple[int, int, int]
     input_order: Order
+    ring: Ring | None = None
+    levels: tuple[Level, ...] = ()
 
     @property
     def output_order(self) -> Order:

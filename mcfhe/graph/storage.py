@@ -9,6 +9,7 @@ bounds follow from those.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,17 @@ _LAYOUTS = {
     "concat": _Layout(Concat),
     "flatten": _Layout(Flatten),
 }
+
+
+def identity(body: str, tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256, hex, of a program's canonical JSON and every tensor with its name and shape."""
+    state = hashlib.sha256()
+    for part in (body, *(f"{name} {tensor.shape}" for name, tensor in tensors.items())):
+        encoded = part.encode()
+        state.update(len(encoded).to_bytes(8, "little") + encoded)
+    for tensor in tensors.values():
+        state.update(tensor.tobytes())
+    return state.hexdigest()
 
 
 def encode_graph(graph: Graph, scales: Scales) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:

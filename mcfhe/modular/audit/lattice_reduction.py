@@ -22,7 +22,7 @@ from mcfhe.modular.audit.report import Finding
 from mcfhe.modular.audit.values import Image, complete, decode, image_of, multipliers, plain_of, positions_from_plain
 from mcfhe.modular.audit.view import View
 from mcfhe.modular.crt import crt
-from mcfhe.modular.params import is_prime
+from mcfhe.primes import is_prime
 
 MOST_DIMENSIONS = 200
 # V is the shortest vector only if its coordinates share no factor: wrong once in about 2**K.

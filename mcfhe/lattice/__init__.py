@@ -1,0 +1,1 @@
+"""The lattice scheme: RNS-CKKS ciphertexts as residue tensors, one image a slot."""

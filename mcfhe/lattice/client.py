@@ -1,0 +1,137 @@
+"""The client of the lattice scheme: holds a SEAL secret key, encrypts images, decrypts scores.
+
+Scores are approximate: decrypted ones differ from the quantised network's by noise, which depends on the secret key.
+Whoever sees the ciphertexts and gets decrypted scores, even of honest evaluations and without choosing anything, may
+recover the key (IND-CPA-D: B. Li, D. Micciancio, On the Security of Homomorphic Encryption on Approximate Numbers,
+EUROCRYPT 2021). Do not hand scores back to the server; whoever must publish something should publish labels, or scores
+rounded far above the noise, which leak much less but have no proof here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from mcfhe.container import TensorField
+from mcfhe.errors import DecryptionError, FormatError, ImageError, MismatchError
+from mcfhe.keyfile import load_secret, save_secret
+from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
+from mcfhe.lattice.seal import Seal
+from mcfhe.lattice.spec import LatticeSpec
+from mcfhe.lattice.wire import LatticeRequest, LatticeResponse
+from mcfhe.modular.encrypt import check_images
+from mcfhe.wire import check_match
+
+_KIND = "lattice-client"
+_FIELDS = {
+    "secret_key": TensorField("U8", ((1, 1 << 26),)),
+    "spec": TensorField("U8", ((1, 1 << 26),)),
+    "relinearisation_key": TensorField("I32", ((1, 64), (2, 2), (2, 65), (1, 1 << 15))),
+}
+
+
+class LatticeClient:
+    """A secret key and its evaluation key, with the spec of the program they are for."""
+
+    scheme = "lattice"
+
+    def __init__(self, spec: LatticeSpec, secret: bytes, evaluation_key: LatticeEvaluationKey) -> None:
+        """``secret``: SEAL's serialised secret key. FormatError or MismatchError if parts are of different rings."""
+        if evaluation_key.ring != spec.ring:
+            raise MismatchError("evaluation key: its ring is not the client spec's; generate a key from this spec")
+        self.spec = spec
+        self.evaluation_key = evaluation_key
+        self._seal = Seal(spec.ring)
+        self._serialised = secret
+        self._secret = self._seal.secret(secret)
+
+    @classmethod
+    def generate(cls, spec: LatticeSpec) -> LatticeClient:
+        """Draw a key for ``spec`` with SEAL: a ternary secret and the relinearisation key of every level."""
+        seal = Seal(spec.ring)
+        secret = seal.generate_secret()
+        keys = torch.from_numpy(seal.relinearisation_keys(seal.secret(secret)).astype(np.int32))
+        return cls(spec, secret, LatticeEvaluationKey(spec.ring, keys))
+
+    def __repr__(self) -> str:
+        return f"LatticeClient(program_id={self.spec.program_id[:12]}, evaluation_key={self.evaluation_key!r})"
+
+    def encrypt(self, images: Any, progress: Callable[[float], None] | None = None) -> LatticeRequest:
+        """Encrypt uint8 images ``[batch, C, H, W]``, 1 <= batch <= n / 2: one ciphertext a pixel, one image a slot.
+
+        ImageError for another shape or dtype, or more images than slots. ``progress`` gets the finished share.
+        """
+        array = check_images(images, self.spec.input_shape)
+        batch, slots = len(array), self.spec.slots
+        if batch > slots:
+            raise ImageError(f"images: {batch} in one request, the ring has {slots} slots; split the batch")
+        table = np.array(self.spec.table, np.float64) / 2.0**self.spec.scale_bits
+        degree, limbs = self.spec.ring.degree, len(self.spec.ring.moduli)
+        channels, height, width = self.spec.input_shape
+        ciphertext = torch.empty(limbs, channels, height, width, 2 * degree, dtype=torch.int32)
+        target = ciphertext.view(limbs, -1, 2 * degree).numpy().view(np.uint32)
+        encryptor = self._seal.encryptor(self._secret)
+        pixels = array.reshape(batch, channels, -1)
+        values = np.zeros(slots)
+        for channel in range(channels):
+            for place in range(height * width):
+                values[:batch] = table[channel, pixels[:, channel, place]]
+                at = channel * height * width + place
+                target[:, at] = self._seal.encrypt(encryptor, values, 2.0**self.spec.input_bits)
+                if progress is not None:
+                    progress((at + 1) / (channels * height * width))
+        return LatticeRequest(ciphertext, self.evaluation_key, self.spec.program_id, batch)
+
+    def decrypt(self, response: LatticeResponse, *, request_id: str | None = None) -> torch.Tensor:
+        """Scores, float64 ``[batch, labels]``.
+
+        MismatchError if the response is of another program, key, level or (where given) request; FormatError for
+        residues that are not canonical; DecryptionError for a score beyond the proved bound, which no image has.
+        """
+        spec = self.spec
+        check_match("response", "program_id", response.program_id, spec.program_id)
+        check_match("response", "key_id", response.key_id, self.evaluation_key.key_id)
+        if request_id is not None:
+            check_match("response", "request_id", response.request_id, request_id)
+        expected = (spec.output_limbs, len(spec.labels), 2 * spec.ring.degree)
+        if tuple(response.residues.shape) != expected or response.batch > spec.slots:
+            raise MismatchError(
+                f"response: residues of shape {list(response.residues.shape)} for {response.batch} images, "
+                f"{list(expected)} for at most {spec.slots} expected: another level, ring or number of labels"
+            )
+        residues = response.residues.cpu().numpy()
+        scores = np.empty((response.batch, len(spec.labels)))
+        for label in range(len(spec.labels)):
+            slots = self._seal.decrypt(self._secret, residues[:, label], float(spec.output_scale))
+            scores[:, label] = slots[: response.batch]
+        # noise is far below the margin of one bit that every bound has
+        if not (np.abs(scores) <= 2.0 ** (spec.output_bound_bits + 1)).all():
+            raise DecryptionError(
+                f"scores: {np.abs(scores).max():.3g} is beyond the proved bound 2^{spec.output_bound_bits:.1f}; "
+                "the response is damaged or was made with another key"
+            )
+        return torch.from_numpy(scores)
+
+    def save(self, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> None:
+        """Write keys and spec to one file, mode 0600, atomically; encrypted when a passphrase is given."""
+        parts = {"secret_key": self._serialised, "spec": self.spec.to_json().encode()}
+        tensors = {name: np.frombuffer(value, np.uint8) for name, value in parts.items()}
+        tensors["relinearisation_key"] = self.evaluation_key.keys.numpy()
+        save_secret(path, _KIND, tensors, {"program_id": self.spec.program_id}, passphrase)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> LatticeClient:
+        """Read what :meth:`save` wrote; one FormatError for a wrong passphrase or an altered file."""
+        content = load_secret(path, _KIND, _FIELDS, ("program_id",), passphrase)
+        try:
+            text = content.tensors["spec"].tobytes().decode()
+        except UnicodeDecodeError:
+            raise FormatError(f"{path}: the client spec is not UTF-8") from None
+        spec = LatticeSpec.from_json(text)
+        check_match(str(path), "program_id", content.metadata["program_id"], spec.program_id)
+        keys = torch.from_numpy(content.tensors["relinearisation_key"].copy())
+        return cls(spec, content.tensors["secret_key"].tobytes(), LatticeEvaluationKey(spec.ring, keys))

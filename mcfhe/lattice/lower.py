@@ -1,0 +1,243 @@
+"""A float graph as a lattice program: exact integer constants, a level for every value, ring steps where planned.
+
+The rules, for a value whose slots hold real numbers times a scale s:
+
+- weights become integers round(w * 2^b) and the scale s * 2^b: no plaintext polynomial, no rescaling of its own;
+- a constant c is round(c * s), added to the first component only: a constant is the same number in every slot, and in
+  NTT form the same residue at every place;
+- a quadratic activation is the tensor square, at scale s^2 (times 2^b for a leading coefficient that is not whole);
+- a sum brings its operands to one scale by whole factors, within 2^-14 of it, and to the fewest limbs of them.
+
+:class:`Placement` says after which nodes a ciphertext is rescaled and relinearised. A ciphertext of three components is
+as good as one of two for everything but the next square, so that may be far behind the square (lazy relinearisation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import log2
+
+import numpy as np
+
+from mcfhe.errors import ParameterError, UnsupportedLayerError
+from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Linear, Node, Poly, Shape
+from mcfhe.graph.order import Level, Order
+from mcfhe.graph.steps import (
+    AddStep,
+    ConcatStep,
+    Conv2dStep,
+    DropStep,
+    FlattenStep,
+    IntegerProgram,
+    LinearStep,
+    PoolStep,
+    RelineariseStep,
+    RescaleStep,
+    Ring,
+    Step,
+    TensorSquareStep,
+)
+from mcfhe.modular.constants import LayerConstants, pool_factor
+
+ALIGNMENT_BITS = 14  # a sum's operands are brought to one scale within 2^-14 of it
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What happens to a ciphertext after one node: rescalings, then as many limbs as are left, then relinearisation."""
+
+    rescales: int
+    limbs: int
+    relinearise: bool
+
+
+def square_terms(node: Poly, bits: int, scale: Fraction) -> tuple[tuple[int, int, int], ...]:
+    """Integers (A0, A1, A2) of each channel for a value at ``scale``; the result is at scale^2 * 2^bits.
+
+    UnsupportedLayerError for a degree other than 2.
+    """
+    rows = node.coefficients
+    degrees = np.flatnonzero(rows.any(axis=0))
+    if not degrees.size or degrees[-1] != 2:
+        raise UnsupportedLayerError(
+            f"layer {node.name!r}: degree {int(degrees[-1]) if degrees.size else 0}; the lattice scheme runs "
+            "activations of degree 2 (others: the modular scheme)"
+        )
+    return tuple(
+        (
+            round(Fraction(float(row[0])) * scale**2 * 2**bits),
+            round(Fraction(float(row[1])) * scale * 2**bits),
+            round(Fraction(float(row[2])) * 2**bits),
+        )
+        for row in rows
+    )
+
+
+def alignment(scales: Sequence[Fraction]) -> tuple[Fraction, tuple[int, ...]]:
+    """A scale and whole factors that bring every operand to it.
+
+    Exactly, where the scales are powers of two apart. Otherwise the scale is 2^(ALIGNMENT_BITS - 1) times the largest,
+    always, so that a plan can count on it, and each operand is within 2^-ALIGNMENT_BITS of its value.
+    """
+    target = max(scales)
+    if any(not _power_of_two(target / scale) for scale in scales):
+        target *= 1 << (ALIGNMENT_BITS - 1)
+    return target, tuple(round(target / scale) for scale in scales)
+
+
+def _power_of_two(ratio: Fraction) -> bool:
+    return ratio.denominator == 1 and ratio.numerator & (ratio.numerator - 1) == 0
+
+
+def lower_lattice(
+    graph: Graph,
+    layer_bits: Mapping[str, int],
+    ring: Ring,
+    input_scale: Fraction,
+    placements: Mapping[int, Placement],
+) -> IntegerProgram:
+    """The program of a quantised graph over ``ring``.
+
+    Args:
+        graph: constants rounded to the grids of ``layer_bits`` (:func:`mcfhe.modular.plan.quantise`).
+        placements: by index of a node; a value that is squared must have been relinearised.
+
+    Raises:
+        UnsupportedLayerError: an activation that is not quadratic.
+        ParameterError: a placement after no node, one that leaves no limb or relinearises two components, a square or a
+            sum of three components.
+    """
+    if not all(0 < index < len(graph.nodes) for index in placements):
+        raise ParameterError(f"placements after nodes {sorted(placements)}: there are 1..{len(graph.nodes) - 1}")
+    builder = _Builder(graph, layer_bits, ring, Level(len(ring.moduli), 2, input_scale))
+    for index, (node, shape) in enumerate(zip(graph.nodes, graph.shapes, strict=True)):
+        if index:
+            builder.add(node, shape)
+        if index in placements:
+            builder.place(node, shape, placements[index])
+    return IntegerProgram(
+        steps=tuple(builder.steps),
+        input_shape=graph.input_shape,
+        input_order=_order(builder.levels[0]),
+        ring=ring,
+        levels=tuple(builder.levels),
+    )
+
+
+def _order(level: Level) -> Order:
+    return Order(0, max(0, round(log2(level.scale))))
+
+
+class _Builder:
+    def __init__(self, graph: Graph, layer_bits: Mapping[str, int], ring: Ring, level: Level) -> None:
+        self.constants = LayerConstants(layer_bits)
+        self.ring = ring
+        self.levels = [level]
+        self.steps: list[Step] = []
+        self.value = [0]  # of each node
+
+    def add(self, node: Node, shape: Shape) -> None:
+        sources = tuple(self.value[i] for i in node.inputs)
+        self.value.append(self._push(self._step(node, shape, sources, [self.levels[v] for v in sources])))
+
+    def place(self, node: Node, shape: Shape, placement: Placement) -> None:
+        for _ in range(placement.rescales):
+            level = self._last(node)
+            if level.limbs < 2:
+                raise ParameterError(f"layer {node.name!r}: no limb left to rescale by")
+            scale = level.scale / self.ring.moduli[level.limbs - 1]
+            self._ring_step(RescaleStep, node, shape, Level(level.limbs - 1, level.components, scale))
+        level = self._last(node)
+        if placement.limbs > level.limbs:
+            raise ParameterError(f"layer {node.name!r}: {placement.limbs} limbs after it, {level.limbs} are left")
+        if placement.relinearise and level.components != 3:
+            raise ParameterError(f"layer {node.name!r}: nothing to relinearise, its ciphertexts have two components")
+        if placement.limbs < level.limbs:
+            dropped = Level(placement.limbs, level.components, level.scale)
+            self._ring_step(DropStep, node, shape, dropped, limbs=placement.limbs)
+            level = dropped
+        if placement.relinearise:
+            self._ring_step(RelineariseStep, node, shape, Level(level.limbs, 2, level.scale))
+
+    def _last(self, node: Node) -> Level:
+        return self.levels[self.value[-1]]
+
+    def _ring_step(self, kind: type[Step], node: Node, shape: Shape, level: Level, **fields: int) -> None:
+        source = (self.value[-1],)
+        step = kind(name=node.name, inputs=source, shape=shape, order=_order(level), **fields)
+        self.value[-1] = self._push((step, level))
+
+    def _push(self, made: tuple[Step, Level]) -> int:
+        self.steps.append(made[0])
+        self.levels.append(made[1])
+        return len(self.steps)
+
+    def _step(self, node: Node, shape: Shape, inputs: tuple[int, ...], levels: Sequence[Level]) -> tuple[Step, Level]:
+        x = levels[0]
+        match node:
+            case Conv2d() | Linear():
+                level = Level(x.limbs, x.components, x.scale * 2 ** self.constants.bits(node))
+                bias = None if node.bias is None else _rounded(node.bias, level.scale)
+                weight, order = self.constants.weight(node), _order(level)
+                if isinstance(node, Linear):
+                    return LinearStep(
+                        name=node.name, inputs=inputs, shape=shape, order=order, weight=weight, bias=bias
+                    ), level
+                return Conv2dStep(
+                    name=node.name,
+                    inputs=inputs,
+                    shape=shape,
+                    order=order,
+                    weight=weight,
+                    bias=bias,
+                    stride=node.stride,
+                    padding=node.padding,
+                    dilation=node.dilation,
+                    groups=node.groups,
+                ), level
+            case AvgPool2d():
+                bits = 0 if node.divisor == 1 else self.constants.bits(node)
+                level = Level(x.limbs, x.components, x.scale * 2**bits)
+                return PoolStep(
+                    name=node.name,
+                    inputs=inputs,
+                    shape=shape,
+                    order=_order(level),
+                    kernel=node.kernel,
+                    stride=node.stride,
+                    padding=node.padding,
+                    factor=1 if node.divisor == 1 else pool_factor(node.divisor, bits),
+                ), level
+            case Poly():
+                if x.components != 2:
+                    raise ParameterError(f"layer {node.name!r}: a square of three components; relinearise before it")
+                bits = self.constants.bits(node)
+                level = Level(x.limbs, 3, x.scale**2 * 2**bits)
+                return TensorSquareStep(
+                    name=node.name,
+                    inputs=inputs,
+                    shape=shape,
+                    order=_order(level),
+                    coefficients=square_terms(node, bits, x.scale),
+                ), level
+            case Add() | Concat():
+                if len({level.components for level in levels}) != 1:
+                    raise ParameterError(f"layer {node.name!r}: operands of two and of three components")
+                scale, factors = alignment([level.scale for level in levels])
+                level = Level(min(level.limbs for level in levels), x.components, scale)
+                if isinstance(node, Concat):
+                    return ConcatStep(
+                        name=node.name, inputs=inputs, shape=shape, order=_order(level), factors=factors
+                    ), level
+                return AddStep(
+                    name=node.name, inputs=inputs, shape=shape, order=_order(level), factors=(factors[0], factors[1])
+                ), level
+            case Flatten():
+                return FlattenStep(name=node.name, inputs=inputs, shape=shape, order=_order(x)), x
+        raise UnsupportedLayerError(f"layer {node.name!r}: the lattice scheme has no rule for {type(node).__name__}")
+
+
+def _rounded(values: np.ndarray, scale: Fraction) -> tuple[int, ...]:
+    return tuple(round(Fraction(float(value)) * scale) for value in values)

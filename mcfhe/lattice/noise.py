@@ -1,0 +1,38 @@
+"""How much noise a step of the lattice scheme adds to a slot: standard deviations, by the heuristics of the field.
+
+A polynomial with independent coefficients of variance v has slots (its values at primitive 2n-th roots of unity) whose
+real parts have variance n v / 2, and its product with a ternary secret adds 2 n / 3 times its coefficients' variance
+(J. H. Cheon, A. Kim, M. Kim, Y. Song, Homomorphic Encryption for Arithmetic of Approximate Numbers, ASIACRYPT 2017,
+section 3.4 and appendix B, average case). Integers, to be divided by the scale of the ciphertext.
+"""
+
+from __future__ import annotations
+
+from math import factorial, sqrt
+
+ERROR_STD = 3.2  # of a fresh coefficient: SEAL's seal::util::global_variables::noise_standard_deviation
+
+
+def _slots(degree: int, variance: float) -> float:
+    return sqrt(degree * variance / 2)
+
+
+def fresh(degree: int) -> float:
+    """A symmetric encryption, and the rounding of its encoding."""
+    return _slots(degree, ERROR_STD**2 + 1 / 12)
+
+
+def rescaled(degree: int, components: int = 2) -> float:
+    """The rounding of every component, weighted by the power of the secret s that it meets.
+
+    A slot of s is a complex normal variable of variance 2 n / 3 on average, so |s|^2k has the mean k! (2 n / 3)^k. With
+    three components few slots, those where s is large, have most of the noise: up to ten times this.
+    """
+    secret = 2 * degree / 3
+    return _slots(degree, sum(factorial(power) * secret**power for power in range(components)) / 12)
+
+
+def relinearised(degree: int, limbs: int, modulus_bits: int, special_bits: int) -> float:
+    """Digits uniform below 2^modulus_bits times the key's errors, over the special modulus; and its rounding."""
+    digits = limbs * degree * 4.0**modulus_bits / 3 * ERROR_STD**2 / 4.0**special_bits
+    return _slots(degree, digits + (1 + 2 * degree / 3) / 12)

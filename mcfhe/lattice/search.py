@@ -1,0 +1,261 @@
+"""How many rescalings after each square: the search behind :func:`mcfhe.lattice.plan.make_plan`.
+
+Dynamic programming along the graph. Between two nodes all that the rest of the network depends on is, for every value
+that is read later, its scale (:class:`Scale`); there are few of those, however many ways lead to one. From the output
+backwards every such state gets its front: pairs of (limbs that each value must still have, cost of the rest) none of
+which is beaten in both. Cost grows with limbs, so the front of the input holds a cheapest plan for every number of
+limbs. Two things are estimated: a node is charged the limbs that it needs and not those that its input happens to have
+(candidates are compared by their true :func:`mcfhe.lattice.work.work` in the end), and scales are bounded from both
+sides instead of known, because which primes a ciphertext loses depends on all choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, floor, log2, prod
+
+from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Linear, Node, Poly
+from mcfhe.lattice import noise
+from mcfhe.lattice.lower import ALIGNMENT_BITS
+from mcfhe.lattice.work import linear_work, ring_work
+from mcfhe.modular.constants import LayerConstants
+
+MODULUS_BITS = 30
+SPECIAL_BITS = 31
+MAX_LIMBS = 60
+MAX_RESCALES = 4  # after one square
+INPUT_BITS = range(20, 41, 2)
+MARGIN_BITS = 2.0  # both signs, and noise beside the bound
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """``bounds``: log2 of the proved bound of each node's value, as a real number. ``precision``: bits."""
+
+    bounds: tuple[float, ...]
+    precision: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """``rescales``: (index of a node, rescalings, limbs afterwards) for every place where there may be some."""
+
+    limbs: int
+    input_bits: int
+    rescales: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A value's scale is 2^low or, since primes are a little smaller than 2^30, a little more.
+
+    ``lost``: which rescalings it is divided by, and how often. Two values that agree in it have scales that are a power
+    of two apart exactly.
+    """
+
+    low: int
+    lost: tuple[tuple[int, int], ...]
+
+
+State = tuple[Scale, ...]  # of the values that are read later, by index
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """Over all ways to a state: log2 of how much larger than 2^low each scale may be; fewest rescalings so far."""
+
+    drifts: tuple[float, ...]
+    rescales: int
+
+    def join(self, other: _Past) -> _Past:
+        drifts = tuple(max(a, b) for a, b in zip(self.drifts, other.drifts, strict=True))
+        return _Past(drifts, min(self.rescales, other.rescales))
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One way past a node: what it makes of a state."""
+
+    rescales: int
+    needed_before: int  # limbs before the rescalings
+    needed_after: int
+    state: State
+    past: _Past
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """Of one way to the output: limbs that each value of a state must have, cost, and the choices made."""
+
+    limbs: tuple[int, ...]
+    cost: float
+    choices: tuple[object, ...] | None  # (index, rescalings, limbs after), the choices behind it
+
+
+class Search:
+    """All scales that one graph can have in one ring degree, and what is best from each."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        constants: LayerConstants,
+        points: Mapping[int, int],
+        requirements: Requirements,
+        degree: int,
+        drift: float,
+        most: int,
+        greedy: bool = False,
+    ) -> None:
+        """``points``: node after which each square is rescaled, by the square's index. ``drift``: 30 - log2 of the
+        smallest prime there may be. ``most``: limbs. ``greedy``: everywhere as many rescalings as the noise allows."""
+        self._most, self._greedy = most, greedy
+        self._graph, self._constants = graph, constants
+        self._places = frozenset(points.values())
+        self._requirements, self._degree, self._drift = requirements, degree, drift
+        last = {source: index for index, node in enumerate(graph.nodes) for source in node.inputs}
+        last[len(graph.nodes) - 1] = len(graph.nodes)
+        self._live = [[v for v in range(i + 1) if last.get(v, -1) > i] for i in range(len(graph.nodes))]
+        self._parts: list[int] = []
+        for index, node in enumerate(graph.nodes):
+            parts = 3 if isinstance(node, Poly) else self._parts[node.inputs[0]] if node.inputs else 2
+            self._parts.append(2 if index in self._places else parts)
+
+    def candidates(self) -> Iterator[Candidate]:
+        """Best plans by number of limbs, for every scale of the input. None if noise rules all out."""
+        fresh = log2(noise.fresh(self._degree))
+        inputs = [bits for bits in INPUT_BITS if fresh - bits <= -self._requirements.precision]
+        first = [(Scale(bits, ()),) for bits in inputs]
+        tables = self._forward(first)
+        fronts = self._backward(tables)
+        for bits, state in zip(inputs, first, strict=True):
+            for rest in fronts.get(state, ()):
+                limbs = max(rest.limbs[0], self._limbs(bits, 0))
+                yield Candidate(limbs, bits, tuple(_unrolled(rest.choices)))
+
+    def _limbs(self, high: float, index: int) -> int:
+        """The fewest that hold the value of a node at a scale of 2^high."""
+        bits = high + self._requirements.bounds[index] + MARGIN_BITS
+        return max(1, ceil(bits / (MODULUS_BITS - self._drift)))
+
+    def _forward(self, first: Sequence[State]) -> list[dict[State, list[_Step]]]:
+        """For every node but the input: each state that it may find, and the ways past it."""
+        tables: list[dict[State, list[_Step]]] = []
+        reached = dict.fromkeys(first, _Past((0.0,), 0))
+        for index in range(1, len(self._graph.nodes)):
+            table = {state: list(self._steps(index, state, past)) for state, past in reached.items()}
+            reached = {}
+            for steps in table.values():
+                for step in steps:
+                    known = reached.get(step.state)
+                    reached[step.state] = step.past if known is None else known.join(step.past)
+            tables.append(table)
+        return tables
+
+    def _steps(self, index: int, state: State, past: _Past) -> Iterator[_Step]:
+        node = self._graph.nodes[index]
+        live = self._live[index - 1]
+        scales, drifts = dict(zip(live, state, strict=True)), dict(zip(live, past.drifts, strict=True))
+        made, drift = self._made(index, node, [scales[i] for i in node.inputs], [drifts[i] for i in node.inputs])
+        before = self._limbs(made.low + drift, index)
+        counts = range(1)
+        if index in self._places:
+            lowest = self._requirements.precision + self._noise
+            counts = range(min(MAX_RESCALES, floor((made.low - lowest) / MODULUS_BITS)) + 1)
+            counts = counts[-1:] if self._greedy else counts
+        for count in counts:
+            lost = tuple(sorted((*made.lost, (index, 1)))) if count else made.lost
+            after = Scale(made.low - count * MODULUS_BITS, lost)
+            shift = drift + count * self._drift
+            needed = self._limbs(after.low + shift, index)
+            needed_before = max(before, needed + count)
+            # every rescaling so far took a limb; sums may have met on the way, so count those of one path only
+            if needed_before + past.rescales > self._most:
+                continue
+            values, shifts = scales | {index: after}, drifts | {index: shift}
+            following = self._live[index]
+            rescales = past.rescales + count if len(live) == len(following) == 1 else past.rescales
+            behind = _Past(tuple(shifts[v] for v in following), rescales)
+            yield _Step(count, needed_before, needed, _normal([values[v] for v in following]), behind)
+
+    @cached_property
+    def _noise(self) -> float:
+        """Ciphertexts of three components are rescaled, then relinearised: log2 of the larger noise."""
+        relinearised = noise.relinearised(self._degree, self._most, MODULUS_BITS, SPECIAL_BITS)
+        return log2(max(noise.rescaled(self._degree, 3), relinearised))
+
+    def _made(self, index: int, node: Node, inputs: Sequence[Scale], drifts: Sequence[float]) -> tuple[Scale, float]:
+        x, drift = inputs[0], drifts[0]
+        match node:
+            case AvgPool2d() if node.divisor == 1:
+                return x, drift
+            case Conv2d() | Linear() | AvgPool2d():
+                return Scale(x.low + self._constants.bits(node), x.lost), drift
+            case Poly():
+                lost = tuple((place, 2 * times) for place, times in x.lost)
+                return Scale(2 * x.low + self._constants.bits(node), lost), 2 * drift
+            case Add() | Concat():
+                low = max(v.low for v in inputs)
+                high = max(v.low + d for v, d in zip(inputs, drifts, strict=True))
+                if len({v.lost for v in inputs}) == 1:
+                    return Scale(low, x.lost), high - low
+                return Scale(low + ALIGNMENT_BITS - 1, ((index, 1),)), high - low
+            case Flatten():
+                return x, drift
+        raise TypeError(f"layer {node.name!r}: no scale for {type(node).__name__}")
+
+    def _backward(self, tables: Sequence[Mapping[State, Sequence[_Step]]]) -> dict[State, list[_Rest]]:
+        fronts: dict[State, list[_Rest]] = {}
+        for index in reversed(range(1, len(self._graph.nodes))):
+            final = index == len(self._graph.nodes) - 1
+            found = {}
+            for state, steps in tables[index - 1].items():
+                ways = [
+                    self._rest(index, step, rest)
+                    for step in steps
+                    for rest in ([_Rest((1,), 0.0, None)] if final else fronts.get(step.state, ()))
+                ]
+                found[state] = _front(ways)
+            fronts = found
+        return fronts
+
+    def _rest(self, index: int, step: _Step, behind: _Rest) -> _Rest:
+        node, parts = self._graph.nodes[index], self._parts[index]
+        needs = dict(zip(self._live[index], behind.limbs, strict=True))
+        after = max(step.needed_after, needs.pop(index, 1))
+        before = max(step.needed_before, after + step.rescales)
+        outputs = prod(self._graph.shapes[index])
+        cost, choices = behind.cost, behind.choices
+        if index in self._places:
+            # every place is behind a square: three components up to here, two from here on
+            cost += linear_work(node, outputs) * before * 3 + ring_work(outputs, before, step.rescales, after)
+            choices = ((index, step.rescales, after), behind.choices)
+        else:
+            cost += linear_work(node, outputs) * before * parts
+        for source in node.inputs:
+            needs[source] = max(needs.get(source, 1), before)
+        return _Rest(tuple(needs[v] for v in self._live[index - 1]), cost, choices)
+
+
+def _normal(scales: Sequence[Scale]) -> State:
+    """The same state in one form: what all values have lost alike needs no names, but that something was lost."""
+    lost = {scale.lost for scale in scales}
+    if len(lost) > 1 or lost == {()}:
+        return tuple(scales)
+    return tuple(Scale(scale.low, ((0, 1),)) for scale in scales)
+
+
+def _front(ways: Sequence[_Rest]) -> list[_Rest]:
+    """Those that no other beats in limbs and cost."""
+    kept: list[_Rest] = []
+    for way in sorted(ways, key=lambda rest: (rest.cost, rest.limbs)):
+        if not any(all(a <= b for a, b in zip(rest.limbs, way.limbs, strict=True)) for rest in kept):
+            kept.append(way)
+    return kept
+
+
+def _unrolled(choices: object) -> Iterator[tuple[int, int, int]]:
+    while isinstance(choices, tuple):
+        yield choices[0]
+        choices = choices[1]

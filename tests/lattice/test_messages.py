@@ -1,0 +1,249 @@
+"""Messages of the lattice scheme: round trips, every field refused in words, hostile bytes, secrets."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mcfhe.container import pack
+from mcfhe.errors import FormatError, McfheError, MismatchError, SecretFieldError, UnknownKeyError
+from mcfhe.graph.steps import Ring
+from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
+from mcfhe.lattice.program import LatticeProgram
+from mcfhe.lattice.spec import LatticeSpec
+from mcfhe.lattice.wire import LatticeRequest, LatticeResponse
+from mcfhe.spec import ClientSpec
+from mcfhe.wire import Request, Response
+from tests.service.mutate import mutate
+from tests.test_wire import repack
+
+N = 8
+RING = Ring(N, (97, 113), 193)
+PROGRAM_ID = "ab" * 32
+
+
+def draw(moduli: tuple[int, ...], *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.stack([torch.randint(0, q, shape, generator=generator, dtype=torch.int32) for q in moduli])
+
+
+def make_key(ring: Ring = RING) -> LatticeEvaluationKey:
+    moduli = (*ring.moduli, ring.special)
+    keys = draw(moduli, len(ring.moduli), 2, ring.degree).permute(1, 2, 0, 3).contiguous()
+    return LatticeEvaluationKey(ring, keys)
+
+
+KEY = make_key()
+
+
+def make_request(**changes: Any) -> LatticeRequest:
+    fields = {
+        "batch": 3,
+        "program_id": PROGRAM_ID,
+        "evaluation_key": KEY,
+        "ciphertext": draw(RING.moduli, 1, 2, 3, 2 * N),
+    }
+    return LatticeRequest(**(fields | changes))
+
+
+def make_response(**changes: Any) -> LatticeResponse:
+    residues = draw(RING.moduli, 4, 2 * N).long()
+    fields = {"residues": residues, "program_id": PROGRAM_ID, "key_id": KEY.key_id, "request_id": "c" * 32, "batch": 3}
+    return LatticeResponse(**(fields | changes))
+
+
+REQUEST, RESPONSE = make_request().to_bytes(), make_response().to_bytes()
+KEYED = make_request().to_bytes(embed_key=False)
+READERS: dict[str, tuple[bytes, Callable[[bytes], Any]]] = {
+    "lattice-request": (REQUEST, LatticeRequest.from_bytes),
+    "keyed-lattice-request": (KEYED, lambda data: LatticeRequest.from_bytes(data, {KEY.key_id: KEY}.get)),
+    "lattice-response": (RESPONSE, LatticeResponse.from_bytes),
+    "lattice-evaluation-key": (KEY.to_bytes(), LatticeEvaluationKey.from_bytes),
+}
+
+
+def test_round_trips(tmp_path: Any) -> None:
+    request, response = make_request(), make_response()
+    for read in (LatticeRequest.from_bytes, Request.from_bytes):
+        again: Any = read(request.to_bytes())
+        assert torch.equal(again.ciphertext, request.ciphertext)
+        assert torch.equal(again.evaluation_key.keys, KEY.keys)
+        assert (again.batch, again.program_id, again.request_id) == (3, PROGRAM_ID, request.request_id)
+        assert again.evaluation_key.ring == RING
+        assert again.to_bytes() == request.to_bytes()
+    for reader in (LatticeResponse.from_bytes, Response.from_bytes):
+        back: Any = reader(response.to_bytes())
+        assert torch.equal(back.residues, response.residues)
+        assert back.to_bytes() == response.to_bytes()
+    for item, kind in ((request, LatticeRequest), (response, LatticeResponse), (KEY, LatticeEvaluationKey)):
+        item.save(tmp_path / "file")
+        assert kind.load(tmp_path / "file").to_bytes() == item.to_bytes()
+
+
+def test_keyed_requests() -> None:
+    assert len(KEYED) < len(REQUEST) - KEY.keys.numel() * 4
+    for read in (LatticeRequest.from_bytes, Request.from_bytes):
+        found: Any = read(KEYED, {KEY.key_id: KEY}.get)  # type: ignore[arg-type]
+        assert found.evaluation_key is KEY
+        with pytest.raises(UnknownKeyError, match="not registered"):
+            read(KEYED, lambda _: None)
+        with pytest.raises(FormatError, match="'lattice-request' is read"):
+            read(KEYED)
+        with pytest.raises(MismatchError, match="key_id"):
+            read(KEYED, lambda _: make_key(Ring(N, (97, 193), 113)))  # type: ignore[arg-type,return-value]
+    other = make_key(Ring(N, (97, 113, 241), 193))
+    with pytest.raises(FormatError, match="ciphertext has 2 limbs, the key 3"):
+        make_request(evaluation_key=other)
+
+
+@pytest.mark.parametrize(("changes", "match"), [
+    ({"batch": 5}, "batch = 5 is not in 1..4, the slots"), ({"batch": 0}, "batch = 0"),
+    ({"batch": True}, "batch = True"),
+    ({"program_id": "x"}, "program_id"), ({"request_id": "0"}, "request_id"),
+    ({"ciphertext": torch.zeros(2, 1, 2, 3, 2 * N, dtype=torch.int64)}, r"int64 .* int32 \[L, C, H, W, 16\] expected"),
+    ({"ciphertext": torch.zeros(2, 1, 2, 3, 3 * N, dtype=torch.int32)}, r"\[2, 1, 2, 3, 24\]"),
+    ({"ciphertext": torch.zeros(2, 3, 2 * N, dtype=torch.int32)}, "expected"),
+    ({"ciphertext": torch.zeros(1, 1, 2, 3, 2 * N, dtype=torch.int32)}, "ciphertext has 1 limbs, the key 2"),
+])  # fmt: skip
+def test_refuses_request_fields(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(FormatError, match=match):
+        make_request(**changes)
+
+
+@pytest.mark.parametrize(("limb", "value", "match"), [
+    (0, 97, "0 <= r < 97 in limb 0"), (1, 113, "0 <= r < 113 in limb 1"), (1, -1, "in limb 1"), (0, 2**31 - 1, "in limb 0")])  # fmt: skip
+def test_refuses_residues_out_of_range(limb: int, value: int, match: str) -> None:
+    def edit(tensors: dict[str, np.ndarray], _: dict[str, str]) -> None:
+        tensors["ciphertext"][limb, 0, 1, 2, 3] = value
+
+    for data, kind in ((REQUEST, "lattice-request"), (KEYED, "keyed-lattice-request")):
+        with pytest.raises(FormatError, match=match):
+            READERS[kind][1](repack(data, kind, edit))
+    request = make_request()
+    request.ciphertext[limb, 0, 1, 2, 3] = value
+    with pytest.raises(FormatError, match=match):
+        request.to_bytes()
+
+
+@pytest.mark.parametrize(("edit", "match"), [
+    (lambda t, m: t["relinearisation_key"].__setitem__((1, 0, 2, 0), 193), "relinearisation key: a residue outside"),
+    (lambda t, m: t["relinearisation_key"].__setitem__((1, 0, 2, 0), -1), "relinearisation key: a residue outside"),
+    (lambda t, m: t["moduli"].__setitem__(0, 1), "moduli must be 2 or more"),
+    (lambda t, m: t["moduli"].__setitem__(2, 197), "key_id"),
+    (lambda t, m: m.update(degree="16"), r"int32 \[2, 2, 3, 16\] expected"),
+    (lambda t, m: m.update(degree="0"), "degree = '0' is not an integer in 1..32768"),
+    (lambda t, m: m.update(key_id="0" * 64), "key_id 000000000000 but its values give"),
+    (lambda t, m: t.update(moduli=np.array([97, 113, 193, 241], "<i4")), r"int32 \[3, 2, 4, 8\] expected"),
+    (lambda t, m: t.pop("relinearisation_key"), "'relinearisation_key' is missing"),
+    (lambda t, m: t.update(secret_key=np.zeros(4, "u1")), "secret_key"),
+])  # fmt: skip
+def test_refuses_key_fields(edit: Callable[..., Any], match: str) -> None:
+    """A missing relinearisation key among them, embedded in a request or alone."""
+    for kind in ("lattice-request", "lattice-evaluation-key"):
+        with pytest.raises(McfheError, match=match):
+            READERS[kind][1](repack(READERS[kind][0], kind, edit))
+
+
+def test_refuses_secrets_and_other_kinds() -> None:
+    for kind in ("lattice-client", "secret-key"):
+        data = pack(kind, {"secret_key": np.zeros(4, "u1")}, {}, allow_secret=True)
+        for _, reader in READERS.values():
+            with pytest.raises(SecretFieldError):
+                reader(data)
+    for kind, (data, _) in READERS.items():
+        for other, (_, reader) in READERS.items():
+            if other.removeprefix("keyed-") != kind.removeprefix("keyed-"):
+                with pytest.raises(FormatError, match="was given where"):
+                    reader(data)
+
+
+def test_refuses_response_fields() -> None:
+    for edit in (
+        lambda t, _: t["residues"].fill(-1),
+        lambda _, m: m.update(batch="0"),
+        lambda _, m: m.update(batch="1x"),
+    ):
+        with pytest.raises(FormatError, match=r"negative|batch"):
+            LatticeResponse.from_bytes(repack(RESPONSE, "lattice-response", edit))
+    with pytest.raises(FormatError, match="residues outside"):
+        make_response(residues=torch.full((1, 1, 16), 1 << 31)).to_bytes()
+    with pytest.raises(FormatError, match="int64 tensor of 3 axes"):
+        make_response(residues=torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_hostile_bytes_never_crash(kind: str) -> None:
+    valid, reader = READERS[kind]
+    assert reader(valid)
+    generator = random.Random(kind)
+    for _ in range(400):
+        data = mutate(valid, generator)
+        if data != valid:
+            with suppress(McfheError):
+                assert reader(data).to_bytes(), "well formed after all"
+
+
+def test_representations_are_short() -> None:
+    for item in (make_request(), make_response(), KEY):
+        assert len(repr(item)) < 250
+        assert "tensor(" not in repr(item)
+
+
+FORGED: list[tuple[str, Any]] = [
+    ("degree", 4097), ("degree", 1 << 40), ("degree", "x"), ("degree", 4096.5), ("degree", True), ("moduli", []),
+    ("moduli", [97]), ("moduli", [2**61 - 1]), ("moduli", [8193] * 70), ("special", 12289), ("moduli", "12"),
+    ("input_bits", 0), ("input_bits", 61), ("input_bits", 59), ("output_limbs", 0), ("output_limbs", 9), ("labels", []),
+    ("labels", 3),
+    ("table", [[0] * 256]), ("table", [[0] * 255] * 2), ("table", [[10**30] * 256] * 2), ("table", None),
+    ("input_shape", [2, 3]),
+    ("input_shape", [2, 1 << 15, 1 << 15]), ("input_shape", [2, 0, 3]), ("scale_bits", 0),
+    ("output_scale", ["0x1"]), ("output_scale", ["0x0", "0x1"]), ("output_scale", ["0x1", "0x0"]), ("output_scale", [1, 2]),
+    ("output_scale", ["0x" + "f" * 40, "0x1"]), ("output_bound_bits", float("nan")), ("output_bound_bits", float("inf")),
+    ("output_bound_bits", -3), ("output_bound_bits", 1000), ("program_id", "q"), ("scale_bits", float("inf")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), FORGED)
+def test_forged_specs_are_refused(program: LatticeProgram, field: str, value: object) -> None:
+    spec = program.client_spec()
+    text = spec.to_json()
+    for read in (LatticeSpec.from_json, ClientSpec.from_json):
+        assert read(text) == spec
+        with pytest.raises(FormatError, match="client spec: "):
+            read(json.dumps(json.loads(text) | {field: value}))
+    assert spec.digest() != LatticeSpec.from_json(json.dumps(json.loads(text) | {"labels": ["a", "b"]})).digest()
+
+
+def test_forged_specs_never_crash(program: LatticeProgram) -> None:
+    body = json.loads(program.client_spec().to_json())
+    for field in body:
+        for value in (
+            None,
+            -1,
+            0,
+            1 << 70,
+            1e308,
+            float("inf"),
+            "",
+            "9" * 5000,
+            [],
+            {},
+            [[]],
+            ["a"],
+            True,
+            [[1e400] * 256] * 2,
+        ):
+            with suppress(FormatError):
+                LatticeSpec.from_json(json.dumps(body | {field: value}))
+        with pytest.raises(FormatError):
+            LatticeSpec.from_json(json.dumps({k: v for k, v in body.items() if k != field}))
+    for text in ("", "[", "[]", "null", "[" * 100_000, json.dumps(body)[:-1], json.dumps(body | {"extra": 1})):
+        with pytest.raises(FormatError):
+            LatticeSpec.from_json(text)

@@ -1,0 +1,282 @@
+"""Plans: what must hold, on random graphs and known networks; that the search finds what trying everything finds."""
+
+from __future__ import annotations
+
+import time
+from itertools import product
+from math import log2
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import mcfhe
+from mcfhe.errors import ParameterError, UnsupportedLayerError
+from mcfhe.graph.nodes import Add, Conv2d, Flatten, Graph, Input, Linear, Node, Poly
+from mcfhe.graph.order import Level
+from mcfhe.graph.settings import Settings
+from mcfhe.graph.steps import DropStep, RelineariseStep, RescaleStep, TensorSquareStep
+from mcfhe.lattice import noise
+from mcfhe.lattice.lower import Placement
+from mcfhe.lattice.plan import DEGREES, Plan, make_plan, most_limbs
+from mcfhe.lattice.program import LatticeProgram
+from mcfhe.lattice.security import MAX_MODULUS_BITS, require_security
+from mcfhe.lattice.work import ring_points, work
+from mcfhe.modular.constants import LayerConstants
+from tests.lattice.support import Square, small_program
+
+
+class Scaled(nn.Module):
+    """x * x / 4: a leading coefficient that pays a scale."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.25 * x * x + x
+
+
+def chain(squares: int, outputs: int = 2) -> nn.Module:
+    torch.manual_seed(squares)
+    layers = [layer for _ in range(squares) for layer in (nn.Conv2d(1, 1, 1), Square())]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, outputs)).eval()
+
+
+def check_plan(program: LatticeProgram, precision: float) -> None:
+    """Every promise of the plan's module, from the levels that the program really has."""
+    ring, steps = program.plan.ring, program.integer_program()
+    require_security(ring.degree, (*ring.moduli, ring.special))
+    for level, bound in zip(steps.levels, program.value_bounds, strict=True):
+        room = sum(log2(q) for q in ring.moduli[: level.limbs]) - log2(level.scale) - bound
+        assert room >= 2, "the bound, its sign, and a bit for noise"
+    fresh = noise.fresh(ring.degree) / float(steps.levels[0].scale)
+    assert fresh <= 2.0**-precision
+    for index, step in enumerate(steps.steps, 1):
+        before, after = steps.levels[step.inputs[0]], steps.levels[index]
+        if isinstance(step, RescaleStep):
+            scale = before.scale / ring.moduli[before.limbs - 1]
+            assert after == Level(before.limbs - 1, before.components, scale)
+            assert noise.rescaled(ring.degree, before.components) / float(scale) <= 2.0**-precision
+        elif isinstance(step, RelineariseStep):
+            assert (before.components, after) == (3, Level(before.limbs, 2, before.scale))
+            added = noise.relinearised(ring.degree, after.limbs, 30, 31)
+            assert added / float(after.scale) <= 2.0**-precision
+        elif isinstance(step, DropStep):
+            assert after == Level(step.limbs, before.components, before.scale)
+            assert step.limbs < before.limbs
+        elif isinstance(step, TensorSquareStep):
+            assert (before.components, after.components) == (2, 3)
+        else:
+            assert after.limbs == min(steps.levels[i].limbs for i in step.inputs)
+    assert steps.levels[-1].components == 2
+
+
+def conv(name: str, source: int, channels: int, random: Random) -> Conv2d:
+    weight = np.array([random.randint(1, 31) / 16 for _ in range(channels * channels)]).reshape(
+        channels, channels, 1, 1
+    )
+    one = (1, 1)
+    return Conv2d(
+        name=name,
+        inputs=(source,),
+        weight=weight,
+        bias=np.ones(channels),
+        stride=one,
+        padding=(0, 0),
+        dilation=one,
+        groups=1,
+    )
+
+
+def random_graph(random: Random, squares: int) -> Graph:
+    """A chain of convolutions and activations, some of them with a shortcut around."""
+    channels = random.randint(1, 3)
+    nodes: list[Node] = [Input(name="input", inputs=(), shape=(channels, 2, 2))]
+    for number in range(squares):
+        before = len(nodes) - 1
+        if random.random() < 0.8:
+            nodes.append(conv(f"conv{number}", before, channels, random))
+        rows = random.choice(([[0.0, 0.0, 1.0]], [[0.5, 1.0, 0.25]], [[0.0, -1.0, 3.0]]))
+        nodes.append(Poly(name=f"poly{number}", inputs=(len(nodes) - 1,), coefficients=np.array(rows)))
+        if random.random() < 0.4:
+            other = random.choice((before, len(nodes) - 2))
+            nodes.append(Add(name=f"add{number}", inputs=(len(nodes) - 1, other)))
+    nodes.append(Flatten(name="flat", inputs=(len(nodes) - 1,)))
+    weight = np.array([[random.randint(1, 31) / 16 for _ in range(4 * channels)]])
+    nodes.append(Linear(name="fc", inputs=(len(nodes) - 1,), weight=weight, bias=None))
+    return Graph(tuple(nodes))
+
+
+def settings_of(graph: Graph, random: Random) -> Settings:
+    channels = graph.input_shape[0]
+    scaled = [node.name for node in graph.nodes[1:] if not isinstance(node, (Flatten, Add))]
+    return Settings(
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        scale_bits=8,
+        amplification_bits=0,
+        modulus_bits=30,
+        guard_bits=0,
+        labels=("a",),
+        passes=(),
+        weight_bits=tuple(sorted((name, random.randint(4, 10)) for name in scaled)),
+    )
+
+
+@given(seed=st.integers(0, 1 << 30), squares=st.integers(0, 5), precision=st.integers(4, 16))
+@settings(max_examples=40, deadline=None)
+def test_plans_keep_their_promises(seed: int, squares: int, precision: int) -> None:
+    random = Random(seed)
+    graph = random_graph(random, squares)
+    try:
+        program = LatticeProgram.planned(graph, settings_of(graph, random), precision)
+    except ParameterError as error:
+        if "squares in a row" not in str(error):
+            raise
+        return
+    check_plan(program, precision)
+
+
+@given(seed=st.integers(0, 1 << 30), squares=st.integers(1, 3))
+@settings(max_examples=8, deadline=None)
+def test_search_finds_what_trying_everything_finds(seed: int, squares: int) -> None:
+    random = Random(seed)
+    graph = random_graph(random, squares)
+    bits = dict(settings_of(graph, random).weight_bits or ())
+    bounds = [random.uniform(0, 8) for _ in graph.nodes]
+    best = exhaustive(graph, bits, bounds, precision=8)
+    plan = make_plan(graph, bits, bounds, 8)
+    assert best is not None
+    assert plan.degree == best.degree
+    # it charges a node what it needs instead of what its input has
+    assert work(graph, plan.limbs, plan.placements) <= 1.02 * work(graph, best.limbs, best.placements)
+
+
+def exhaustive(graph: Graph, bits: dict[str, int], bounds: list[float], precision: float) -> Plan | None:
+    """All numbers of rescalings at all places, by the definition; scales as powers of two and 0.05 bits of drift."""
+    places = sorted(set(ring_points(graph).values()))
+    for degree in DEGREES:
+        plans = [
+            plan
+            for start in range(20, 41, 2)
+            for counts in product(range(5), repeat=len(places))
+            if (plan := fixed(graph, bits, bounds, precision, degree, start, dict(zip(places, counts, strict=True))))
+        ]
+        allowed = [plan for plan in plans if plan.limbs <= most_limbs(degree)]
+        if allowed:
+            return min(allowed, key=lambda plan: work(graph, plan.limbs, plan.placements))
+    return None
+
+
+def fixed(
+    graph: Graph,
+    bits: dict[str, int],
+    bounds: list[float],
+    precision: float,
+    degree: int,
+    start: int,
+    counts: dict[int, int],
+) -> Plan | None:
+    if log2(noise.fresh(degree)) - start > -precision:
+        return None
+    scales, before, lost = [], [], []
+    for index, node in enumerate(graph.nodes):
+        inputs = [scales[i] for i in node.inputs]
+        scale = float(start) if not inputs else max(inputs) + LayerConstants(bits).bits(node)
+        gone = {} if not inputs else dict(lost[node.inputs[0]])
+        if isinstance(node, Poly):
+            scale, gone = scale + inputs[0], {place: 2 * times for place, times in gone.items()}
+        if isinstance(node, Add) and gone != lost[node.inputs[1]]:
+            scale, gone = scale + 13, {index: 1}
+        before.append(scale)
+        if index in counts:
+            scale -= 30 * counts[index]
+            gone |= {index: 1} if counts[index] else {}
+            added = max(noise.rescaled(degree, 3), noise.relinearised(degree, most_limbs(degree), 30, 31))
+            if log2(added) - scale > -precision:
+                return None
+        scales.append(scale)
+        lost.append(gone)
+
+    def limbs(scale: float, index: int) -> int:
+        return max(1, -int(-(scale + bounds[index] + 2.0) // 30))
+
+    needs = [1] * len(scales)
+    for index in reversed(range(len(scales))):
+        needs[index] = max(needs[index], limbs(scales[index], index))
+        first = max(limbs(before[index], index), needs[index] + counts.get(index, 0))
+        for source in graph.nodes[index].inputs:
+            needs[source] = max(needs[source], first)
+    placements = tuple((index, Placement(count, needs[index], True)) for index, count in sorted(counts.items()))
+    return Plan(degree, needs[0], start, placements)
+
+
+@pytest.mark.parametrize(
+    ("squares", "degree", "limbs"), [(1, 4096, 2), (2, 8192, 4), (3, 8192, 6), (5, 16384, 9), (8, 32768, 17)]
+)
+def test_known_plans(squares: int, degree: int, limbs: int) -> None:
+    program = mcfhe.compile(chain(squares), (1, 2, 2), scheme="lattice", scale_bits=6)
+    assert (program.plan.degree, program.plan.limbs) == (degree, limbs)
+    check_plan(program, 12)
+
+
+def test_deep_networks_are_planned_in_time_and_refused_in_words() -> None:
+    graph = random_graph(Random(3), 8)
+    bits = dict(settings_of(graph, Random(3)).weight_bits or ())
+    make_plan(graph, bits, [1.0] * len(graph.nodes), 8)  # primes are found once
+    started = time.process_time()
+    plan = make_plan(graph, bits, [1.0] * len(graph.nodes), 8)
+    assert time.process_time() - started < 2  # about 0.3 s; trying everything takes hours
+    assert plan.limbs <= most_limbs(plan.degree)
+    with pytest.raises(
+        ParameterError, match=r"12 squares in a row need \d+ limbs .* allows 28 at n = 32768; about \d+ of"
+    ):
+        mcfhe.compile(chain(12), (1, 2, 2), scheme="lattice", scale_bits=6)
+    with pytest.raises(ParameterError, match="client decrypt and encrypt anew"):
+        small_program(degree=4096, precision_bits=20)
+
+
+def test_parameters_below_128_bits_are_refused() -> None:
+    for degree, bits in MAX_MODULUS_BITS.items():
+        require_security(degree, [(1 << bits) - 1])
+        with pytest.raises(
+            ParameterError, match=rf"{bits + 1} bits at ring degree {degree}: less than 128 .* allows {bits}"
+        ):
+            require_security(degree, [1 << bits])
+    with pytest.raises(ParameterError, match="ring degree 2048000"):
+        require_security(2048000, [3])
+    program = small_program()
+    with pytest.raises(ParameterError, match="less than 128 bits"):
+        LatticeProgram(program.graph, program.settings, Plan(4096, 3, 20, program.plan.placements))
+
+
+@pytest.mark.parametrize(("argument", "match"), [({"degree": 5000}, "degree 5000: choose one of 4096, 8192"),
+    ({"degree": 1024}, "degree 1024"), ({"precision_bits": 3}, "precision_bits 4..24"), ({"precision_bits": 25}, "25"),
+    ({"scale_bits": "auto"}, "scale_bits must be a number")])  # fmt: skip
+def test_refuses_arguments(argument: dict[str, object], match: str) -> None:
+    with pytest.raises(ParameterError, match=match):
+        small_program(**argument)
+
+
+def test_refuses_other_activations() -> None:
+    class Cube(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * x * x
+
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), Cube(), nn.Flatten(), nn.Linear(4, 2)).eval()
+    with pytest.raises((UnsupportedLayerError, ParameterError), match="degree"):
+        mcfhe.compile(model, (1, 2, 2), scheme="lattice")
+    with pytest.raises(ParameterError, match="scheme 'bfv': choose one of modular, lattice"):
+        mcfhe.compile(model, (1, 2, 2), scheme="bfv")
+
+
+def test_room_holds_in_slots_without_an_image() -> None:
+    """Pixels enter as 100..101 and the bias takes 100 away: in an empty slot -100 is squared."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), Square(), nn.Flatten(), nn.Linear(1, 1)).eval()
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), (1.0, -100.0, 1.0, 0.0), strict=True):
+            parameter.fill_(value)
+    program = mcfhe.compile(model, (1, 1, 1), mean=-100.0, scheme="lattice", scale_bits=8)
+    assert program.value_bounds[-1] >= log2(10_000)
+    check_plan(program, 12)

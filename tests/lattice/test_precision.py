@@ -1,0 +1,140 @@
+"""Decrypted values against the network without noise, and their noise against the prediction, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import log2
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mcfhe
+from mcfhe.engine import Engine
+from mcfhe.graph.steps import IntegerProgram
+from mcfhe.lattice import noise
+from mcfhe.lattice.client import LatticeClient
+from mcfhe.lattice.plan import make_ring
+from mcfhe.lattice.program import LatticeProgram
+from mcfhe.lattice.seal import Seal
+from mcfhe.lattice.server import LatticeServer
+from mcfhe.lattice.simulate import simulate
+from tests.lattice.support import AnySeal
+
+
+class Residual(nn.Module):
+    """Two squares, the second beside a shortcut: branches of different levels and scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 2, 2), nn.Conv2d(2, 2, 1)
+        self.linear = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x) ** 2
+        return self.linear(torch.flatten(x + self.second(x) ** 2, 1))
+
+
+@pytest.fixture(scope="module")
+def residual() -> LatticeProgram:
+    torch.manual_seed(8)
+    return mcfhe.compile(Residual().eval(), (1, 3, 3), scheme="lattice", scale_bits=6, precision_bits=8)
+
+
+def truncated(program: IntegerProgram, value: int) -> IntegerProgram:
+    return replace(program, steps=program.steps[:value], levels=program.levels[: value + 1])
+
+
+def test_noise_of_every_step_is_as_predicted(residual: LatticeProgram) -> None:
+    """Standard deviation over all slots within a factor of 2 of the prediction, errors within what it allows."""
+    steps, spec = residual.integer_program(), residual.client_spec()
+    kinds = {step.kind for step in steps.steps}
+    assert {"conv2d", "tensor_square", "rescale", "relinearise", "align_add", "linear"} <= kinds
+    seal = Seal(spec.ring)
+    client = LatticeClient.generate(spec)
+    generator = torch.Generator().manual_seed(9)
+    images = torch.randint(0, 256, (spec.slots, 1, 3, 3), generator=generator, dtype=torch.uint8)
+    request = client.encrypt(images)
+    x = torch.tensor(spec.table, dtype=torch.float64)[0][images.long()] / 2**spec.scale_bits
+    predicted = residual.predict_precision(images[:512])
+    keys = client.evaluation_key.keys.long()
+    for value in range(1, len(steps.steps) + 1):
+        part = truncated(steps, value)
+        engine = Engine(part)
+        y = engine.run(engine.bind_ring(keys), request.ciphertext)
+        rows = y.flatten(1, -2)
+        scale = float(steps.levels[value].scale)
+        measured = [seal.decrypt(client._secret, rows[:, i].numpy(), scale) for i in range(min(4, rows.shape[1]))]
+        exact = simulate(part, x).flatten(1).T[: len(measured)]
+        error = torch.from_numpy(np.stack(measured)) - exact
+        layer = predicted[value]
+        assert layer.noise / 2 < float(error.std()) < 2 * layer.noise, layer
+        assert float(error.abs().max()) < 20 * layer.noise, layer  # s^2 is largest in few slots: not normal
+
+
+def test_scores_agree_with_the_network_without_noise(residual: LatticeProgram) -> None:
+    client = LatticeClient.generate(residual.client_spec())
+    server = LatticeServer(residual)
+    generator = torch.Generator().manual_seed(10)
+    for batch in (1, 7):
+        images = torch.randint(0, 256, (batch, 1, 3, 3), generator=generator, dtype=torch.uint8)
+        request = client.encrypt(images)
+        scores = client.decrypt(server.evaluate(request), request_id=request.request_id)
+        predicted = residual.predict_precision(images)[-1].noise
+        assert scores.shape == (batch, 2)
+        # alignment of the sum is a relative error of 2^-14
+        allowed = 8 * predicted + 2.0**-13 * float(residual.evaluate_plain(images).abs().max())
+        assert float((scores - residual.evaluate_plain(images)).abs().max()) < allowed
+        assert float(scores.abs().max()) < 2 ** residual.value_bounds[-1]
+
+
+def test_simulation_without_noise_is_the_quantised_network(program: LatticeProgram) -> None:
+    images = torch.randint(0, 256, (20, 2, 3, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    x = torch.tensor(program.table, dtype=torch.float64)[torch.arange(2)[:, None, None], images.long()]
+    scores = simulate(program.integer_program(), x / program.settings_scale)
+    assert float((scores - program.evaluate_plain(images)).abs().max()) < 1e-3 * 2 ** program.value_bounds[-1]
+    again = [simulate(program.integer_program(), x, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert torch.equal(again[0], again[1])
+    assert not torch.equal(again[0], again[2])
+
+
+@pytest.mark.parametrize("degree", [1024, 4096])
+def test_noise_formulas(degree: int) -> None:
+    """Fresh, rescaled (two and three components) and relinearised, in units of a slot."""
+    import tenseal.sealapi as sealapi
+
+    seal = AnySeal(make_ring(degree, 3))
+    secret = seal.secret(seal.generate_secret())
+    keys = sealapi.RelinKeys()
+    sealapi.KeyGenerator(seal.context, secret).create_relin_keys(keys)
+    encryptor, evaluator = seal.encryptor(secret), sealapi.Evaluator(seal.context)
+    values = np.random.default_rng(5).uniform(-1, 1, degree // 2)
+    scale = 2.0**28
+
+    def decrypted(ciphertext: sealapi.Ciphertext, scale: float) -> np.ndarray:
+        return seal.decrypt(secret, seal.residues(ciphertext), scale)
+
+    errors: dict[str, list[np.ndarray]] = {"fresh": [], "two": [], "three": [], "relinearised": []}
+    for _ in range(6):
+        fresh = seal.ciphertext(seal.encrypt(encryptor, values, scale), scale)
+        errors["fresh"].append((decrypted(fresh, scale) - values) * scale)
+        squared, relinearised, rescaled = (sealapi.Ciphertext() for _ in range(3))
+        evaluator.square(fresh, squared)
+        exact = decrypted(squared, scale**2)
+        last = scale**2 / seal.ring.moduli[2]
+        evaluator.rescale_to_next(squared, rescaled)
+        errors["three"].append((decrypted(rescaled, last) - exact) * last)
+        evaluator.relinearize(squared, keys, relinearised)
+        errors["relinearised"].append((decrypted(relinearised, scale**2) - exact) * scale**2)
+        evaluator.rescale_to_next(relinearised, rescaled)
+        errors["two"].append((decrypted(rescaled, last) - exact) * last)
+    predicted = {
+        "fresh": noise.fresh(degree),
+        "two": noise.rescaled(degree, 2),
+        "three": noise.rescaled(degree, 3),
+        "relinearised": noise.relinearised(degree, 3, 30, 31),
+    }
+    for kind, expected in predicted.items():
+        measured = float(np.std(np.concatenate(errors[kind])))
+        assert abs(log2(measured / expected)) < 0.4, (kind, measured, expected)
