@@ -17,7 +17,9 @@ struct FreeWords {
 };
 using WordBuffer = std::unique_ptr<uint32_t[], FreeWords>;
 WordBuffer allocate_words(int64_t count) {
-  return WordBuffer(new (std::align_val_t{64}) uint32_t[static_cast<size_t>(count)]);
+  WordBuffer words(new (std::align_val_t{64}) uint32_t[static_cast<size_t>(count)]);
+  advise_huge_pages(words.get(), count * int64_t{sizeof(uint32_t)});
+  return words;
 }
 
 // Runs `range(begin, end, scratch)` over all tasks of about `residues` entries with `words` words of scratch a thread.
