@@ -110,8 +110,8 @@ def _too_deep(graph: Graph, degree: int, precision: float, fewest: int | None) -
     about = "" if fewest is None else f"; about {depth * most // fewest} of them in a row fit"
     return (
         f"lattice plan: {depth} squares in a row {needed} at precision 2^-{precision:g}, the 128-bit table allows "
-        f"{most} at n = {degree}{about}: use fewer activations or smaller scale_bits, let the client decrypt and encrypt "
-        "anew between two halves of the network, or choose the modular scheme"
+        f"{most} at n = {degree}{about}: use fewer activations or smaller scale_bits, let the client decrypt and "
+        "encrypt anew between two halves of the network, or choose the modular scheme"
     )
 
 

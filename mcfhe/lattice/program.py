@@ -68,6 +68,8 @@ class LatticeProgram:
         self._program = lower_lattice(
             self.graph, self.layer_bits, ring, Fraction(1 << plan.input_bits), dict(plan.placements)
         )
+        if self._program.levels[-1].components != 2:
+            raise ParameterError("lattice plan: scores of three components; relinearise after the last square")
         self._check_room()
         nodes, self._tensors = encode_graph(self.graph, self.layer_bits)
         content = {

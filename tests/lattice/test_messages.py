@@ -103,22 +103,37 @@ def test_keyed_requests() -> None:
         make_request(evaluation_key=other)
 
 
-@pytest.mark.parametrize(("changes", "match"), [
-    ({"batch": 5}, "batch = 5 is not in 1..4, the slots"), ({"batch": 0}, "batch = 0"),
-    ({"batch": True}, "batch = True"),
-    ({"program_id": "x"}, "program_id"), ({"request_id": "0"}, "request_id"),
-    ({"ciphertext": torch.zeros(2, 1, 2, 3, 2 * N, dtype=torch.int64)}, r"int64 .* int32 \[L, C, H, W, 16\] expected"),
-    ({"ciphertext": torch.zeros(2, 1, 2, 3, 3 * N, dtype=torch.int32)}, r"\[2, 1, 2, 3, 24\]"),
-    ({"ciphertext": torch.zeros(2, 3, 2 * N, dtype=torch.int32)}, "expected"),
-    ({"ciphertext": torch.zeros(1, 1, 2, 3, 2 * N, dtype=torch.int32)}, "ciphertext has 1 limbs, the key 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"batch": 5}, "batch = 5 is not in 1..4, the slots"),
+        ({"batch": 0}, "batch = 0"),
+        ({"batch": True}, "batch = True"),
+        ({"program_id": "x"}, "program_id"),
+        ({"request_id": "0"}, "request_id"),
+        (
+            {"ciphertext": torch.zeros(2, 1, 2, 3, 2 * N, dtype=torch.int64)},
+            r"int64 .* int32 \[L, C, H, W, 16\] expected",
+        ),
+        ({"ciphertext": torch.zeros(2, 1, 2, 3, 3 * N, dtype=torch.int32)}, r"\[2, 1, 2, 3, 24\]"),
+        ({"ciphertext": torch.zeros(2, 3, 2 * N, dtype=torch.int32)}, "expected"),
+        ({"ciphertext": torch.zeros(1, 1, 2, 3, 2 * N, dtype=torch.int32)}, "ciphertext has 1 limbs, the key 2"),
+    ],
+)
 def test_refuses_request_fields(changes: dict[str, Any], match: str) -> None:
     with pytest.raises(FormatError, match=match):
         make_request(**changes)
 
 
-@pytest.mark.parametrize(("limb", "value", "match"), [
-    (0, 97, "0 <= r < 97 in limb 0"), (1, 113, "0 <= r < 113 in limb 1"), (1, -1, "in limb 1"), (0, 2**31 - 1, "in limb 0")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("limb", "value", "match"),
+    [
+        (0, 97, "0 <= r < 97 in limb 0"),
+        (1, 113, "0 <= r < 113 in limb 1"),
+        (1, -1, "in limb 1"),
+        (0, 2**31 - 1, "in limb 0"),
+    ],
+)
 def test_refuses_residues_out_of_range(limb: int, value: int, match: str) -> None:
     def edit(tensors: dict[str, np.ndarray], _: dict[str, str]) -> None:
         tensors["ciphertext"][limb, 0, 1, 2, 3] = value
@@ -197,17 +212,44 @@ def test_representations_are_short() -> None:
 
 
 FORGED: list[tuple[str, Any]] = [
-    ("degree", 4097), ("degree", 1 << 40), ("degree", "x"), ("degree", 4096.5), ("degree", True), ("moduli", []),
-    ("moduli", [97]), ("moduli", [2**61 - 1]), ("moduli", [8193] * 70), ("special", 12289), ("moduli", "12"),
-    ("input_bits", 0), ("input_bits", 61), ("input_bits", 59), ("output_limbs", 0), ("output_limbs", 9), ("labels", []),
+    ("degree", 4097),
+    ("degree", 1 << 40),
+    ("degree", "x"),
+    ("degree", 4096.5),
+    ("degree", True),
+    ("moduli", []),
+    ("moduli", [97]),
+    ("moduli", [2**61 - 1]),
+    ("moduli", [8193] * 70),
+    ("special", 12289),
+    ("moduli", "12"),
+    ("input_bits", 0),
+    ("input_bits", 61),
+    ("input_bits", 59),
+    ("output_limbs", 0),
+    ("output_limbs", 9),
+    ("labels", []),
     ("labels", 3),
-    ("table", [[0] * 256]), ("table", [[0] * 255] * 2), ("table", [[10**30] * 256] * 2), ("table", None),
+    ("table", [[0] * 256]),
+    ("table", [[0] * 255] * 2),
+    ("table", [[10**30] * 256] * 2),
+    ("table", None),
     ("input_shape", [2, 3]),
-    ("input_shape", [2, 1 << 15, 1 << 15]), ("input_shape", [2, 0, 3]), ("scale_bits", 0),
-    ("output_scale", ["0x1"]), ("output_scale", ["0x0", "0x1"]), ("output_scale", ["0x1", "0x0"]), ("output_scale", [1, 2]),
-    ("output_scale", ["0x" + "f" * 40, "0x1"]), ("output_bound_bits", float("nan")), ("output_bound_bits", float("inf")),
-    ("output_bound_bits", -3), ("output_bound_bits", 1000), ("program_id", "q"), ("scale_bits", float("inf")),
-]  # fmt: skip
+    ("input_shape", [2, 1 << 15, 1 << 15]),
+    ("input_shape", [2, 0, 3]),
+    ("scale_bits", 0),
+    ("output_scale", ["0x1"]),
+    ("output_scale", ["0x0", "0x1"]),
+    ("output_scale", ["0x1", "0x0"]),
+    ("output_scale", [1, 2]),
+    ("output_scale", ["0x" + "f" * 40, "0x1"]),
+    ("output_bound_bits", float("nan")),
+    ("output_bound_bits", float("inf")),
+    ("output_bound_bits", -3),
+    ("output_bound_bits", 1000),
+    ("program_id", "q"),
+    ("scale_bits", float("inf")),
+]
 
 
 @pytest.mark.parametrize(("field", "value"), FORGED)
