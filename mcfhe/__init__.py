@@ -28,7 +28,9 @@ _HOME = {
     "Server": "mcfhe.server",
     "build_info": "mcfhe._extension",
     "compile": "mcfhe.compiler",
+    "convert": "mcfhe.conversion",
     "explain": "mcfhe.shortfall",
+    "finetune": "mcfhe.finetuning",
     "load_program": "mcfhe.program",
 }
 _MODULES = ("activations", "datasets", "errors", "models", "modular", "ops", "reference", "train")
@@ -50,9 +52,11 @@ __all__ = [
     "activations",
     "build_info",
     "compile",
+    "convert",
     "datasets",
     "errors",
     "explain",
+    "finetune",
     "load_program",
     "models",
     "modular",
@@ -67,7 +71,9 @@ if TYPE_CHECKING:
     from mcfhe.activations import PolyActivation
     from mcfhe.client import Client
     from mcfhe.compiler import compile
+    from mcfhe.conversion import convert
     from mcfhe.errors import BuildError, McfheError
+    from mcfhe.finetuning import finetune
     from mcfhe.modular.keys import EvaluationKey, SecretKey
     from mcfhe.program import Program, load_program
     from mcfhe.remote import RemoteServer
