@@ -24,6 +24,7 @@ from mcfhe.modular.plan import constants_of, input_intervals, input_orders, lowe
 from mcfhe.spec import PROFILES, ClientSpec, ProfileSpec
 
 if TYPE_CHECKING:
+    from mcfhe.cost import CostCard
     from mcfhe.search import SearchResult
 
 __all__ = ["Program", "load_program"]
@@ -149,6 +150,22 @@ class Program:
                 constants_of(self.settings.scale_bits, self.settings.amplification, self.settings.layer_bits),
             ),
         )
+
+    def cost(
+        self, profile: str = "patent", lanes: int = 4, images: int = 1, device: str = "cpu", *, timed: bool = True
+    ) -> CostCard:
+        """What ``images`` images encrypted together will cost, before any is; ``str`` of it is the cost card.
+
+        Times are predicted from a calibration of this device, well under a second at the first call; ``timed=False``
+        leaves them out.
+        """
+        _ = self.integer_program(profile)  # refuses an unknown one
+        for name, value in (("lanes", lanes), ("images", images)):
+            if whole(name, value) < 1:
+                raise ParameterError(f"{name} = {value} must be 1 or more")
+        from mcfhe.cost import cost  # brings the engine, and for times the client
+
+        return cost(self, profile, lanes, images, device, timed)
 
     def evaluate_integers(self, V: Any, profile: str) -> list[list[int]]:
         """The oracle: exact scores of the encrypted integers V ``[batch, C, H, W]``, on plain Python ints."""

@@ -191,6 +191,7 @@ def compile_(
                 "order": {name: [p.output_order.t, p.output_order.k] for name, p in profiles.items()},
                 "scale_bits": program.settings.scale_bits,
                 "weight_bits": program.settings.layer_bits,
+                "cost": {name: program.cost(name, timed=False).to_json() for name in profiles},
                 "tried": None if program.search is None else len(program.search.trials),
             }
         )
@@ -198,6 +199,8 @@ def compile_(
         if scheme == "modular" and program.search is not None:
             stdout.print(str(program.search), markup=False)
         stdout.print(program.summary(), markup=False)
+        for name in program.client_spec().profiles:
+            stdout.print(str(program.cost(name)), markup=False)
         stdout.print(f"{out}: program {program.program_id[:12]}", markup=False)
 
 
