@@ -48,6 +48,7 @@ def compile(
     scheme: str = "modular",
     precision_bits: int = 12,
     degree: int | None = None,
+    bounds: str = "interval",
 ) -> Any:
     """A trained module as a program on encrypted images: a :class:`mcfhe.Program`, or a
     :class:`mcfhe.lattice.program.LatticeProgram` for ``scheme="lattice"``.
@@ -79,6 +80,8 @@ def compile(
             program has no amplification, modulus_bits, guard_bits or search, and runs all passes unless told otherwise.
         precision_bits: lattice only: noise added at any place is at most 2^-precision_bits of a unit there, 4..24.
         degree: lattice only: the ring degree, 4,096..32,768; by default the least that is wide enough.
+        bounds: "interval", or "quadratic": tighter ones through squares, which take about a second and are computed
+            again when the program is loaded. A search for scales counts limbs by intervals.
 
     Raises:
         UnsupportedLayerError: a layer that exact residue arithmetic does not run, by name, with what to use instead.
@@ -111,6 +114,7 @@ def compile(
         guard_bits=whole("guard_bits", guard_bits),
         labels=() if labels is None else per_score(labels),
         passes=select_passes("default" if search and passes is None else passes),
+        bounds=bounds,
     )
     imported = import_module(model, shape)
     if labels is None:
@@ -149,7 +153,12 @@ def _searched(source: _Compiled, calibration: Calibration, fixed: Mapping[str, i
     letter = select_passes("letter")
     with _status(progress) as report:
         search = Search(
-            source.graph, source.settings, apply_passes(source.imported, letter), calibration, fixed, report
+            source.graph,
+            replace(source.settings, bounds="interval"),
+            apply_passes(source.imported, letter),
+            calibration,
+            fixed,
+            report,
         )
         result = search.run(letter)
     found = source.settings

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mcfhe import container
 from mcfhe.errors import FormatError, ImageError, ParameterError
-from mcfhe.graph.certificate import Certificate, Intervals, certify
+from mcfhe.graph.certificate import Certificate, certify
 from mcfhe.graph.integers import evaluate_integers
+from mcfhe.graph.intervals import Intervals
 from mcfhe.graph.nodes import Graph
 from mcfhe.graph.plain import PlainScores, evaluate_plain
 from mcfhe.graph.report import summarise
@@ -104,7 +105,9 @@ class Program:
         if profile not in self._certificates:
             program = self.integer_program(profile)
             pairs = input_intervals(profile, self.table, self.settings.scale_bits, self.settings.amplification)
-            self._certificates[profile] = certify(program, Intervals.of(pairs), self.settings.guard_bits)
+            self._certificates[profile] = certify(
+                program, Intervals.of(pairs), self.settings.guard_bits, self.settings.bounds
+            )
         return self._certificates[profile]
 
     def client_spec(self) -> ClientSpec:
