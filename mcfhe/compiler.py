@@ -20,6 +20,7 @@ from mcfhe.graph.settings import Letter, Numbers, Settings, per_channel, per_sco
 from mcfhe.modular.constants import MAX_LAYER_BITS, relative_bits, scaled_constants, without_common_factors
 from mcfhe.program import Program
 from mcfhe.search import Calibration, Search
+from mcfhe.shortfall import require_some_basis
 from mcfhe.spec import PROFILES
 
 __all__ = ["compile"]
@@ -133,10 +134,10 @@ def compile(
         settings = replace(settings, weight_bits=tuple(sorted(bits.items())))
         return LatticeProgram.planned(graph, settings, precision_bits, degree)
     if weight_bits is None and set(settings.passes) <= set(select_passes("letter")):
-        return Program(graph, settings)
+        return require_some_basis(Program(graph, settings))
     bits = without_common_factors(graph, relative_bits(graph, settings.scale_bits) | chosen)
-    return Program(
-        graph, replace(settings, weight_bits=tuple(sorted(bits.items())), letter=_letter(imported, settings))
+    return require_some_basis(
+        Program(graph, replace(settings, weight_bits=tuple(sorted(bits.items())), letter=_letter(imported, settings)))
     )
 
 

@@ -263,9 +263,19 @@ def _grid(node: Node, field: str, values: np.ndarray, scale_bits: int, limit: in
         scaled = np.rint(np.ldexp(values, scale_bits))
     largest = float(np.abs(scaled).max())
     if not largest < limit:
-        raise ParameterError(
-            f"layer {node.name!r}: {field} {np.abs(values).max():.6g} * 2**{scale_bits} is not below "
-            f"2**{limit.bit_length() - 1}; use fewer scale_bits, or normalise the layer"
-        )
+        raise ParameterError(_too_large(node, field, float(np.abs(values).max()), scale_bits, limit.bit_length() - 1))
     rounded: np.ndarray = np.ldexp(scaled, -scale_bits)
     return rounded
+
+
+def _too_large(node: Node, field: str, largest: float, scale_bits: int, limit_bits: int) -> str:
+    """By how much a constant is too large, and the finest scale at which it is not."""
+    exponent = int(np.frexp(largest)[1])  # largest < 2**exponent
+    finest = limit_bits - exponent
+    fix = (
+        f"use at most {finest} bits of scale there" if finest >= 1 else "no scale is coarse enough, normalise the layer"
+    )
+    return (
+        f"layer {node.name!r}: {field} {largest:.6g} * 2**{scale_bits} is not below 2**{limit_bits}, "
+        f"{max(1, exponent + scale_bits - limit_bits)} bits too large; {fix}"
+    )
