@@ -26,12 +26,16 @@ _HOME = {
     "Response": "mcfhe.wire",
     "SecretKey": "mcfhe.modular.keys",
     "Server": "mcfhe.server",
+    "StagedClient": "mcfhe.staged",
+    "StagedProgram": "mcfhe.staged",
+    "StagedServer": "mcfhe.staged",
     "build_info": "mcfhe._extension",
     "compile": "mcfhe.compiler",
     "convert": "mcfhe.conversion",
     "explain": "mcfhe.shortfall",
     "finetune": "mcfhe.finetuning",
     "load_program": "mcfhe.program",
+    "refresh": "mcfhe.cutting",
 }
 _MODULES = ("activations", "datasets", "errors", "models", "modular", "ops", "reference", "train")
 
@@ -48,6 +52,9 @@ __all__ = [
     "Response",
     "SecretKey",
     "Server",
+    "StagedClient",
+    "StagedProgram",
+    "StagedServer",
     "__version__",
     "activations",
     "build_info",
@@ -62,6 +69,7 @@ __all__ = [
     "modular",
     "ops",
     "reference",
+    "refresh",
     "train",
 ]
 
@@ -72,6 +80,7 @@ if TYPE_CHECKING:
     from mcfhe.client import Client
     from mcfhe.compiler import compile
     from mcfhe.conversion import convert
+    from mcfhe.cutting import refresh
     from mcfhe.errors import BuildError, McfheError
     from mcfhe.finetuning import finetune
     from mcfhe.modular.keys import EvaluationKey, SecretKey
@@ -80,6 +89,7 @@ if TYPE_CHECKING:
     from mcfhe.server import Server
     from mcfhe.shortfall import explain
     from mcfhe.spec import ClientSpec
+    from mcfhe.staged import StagedClient, StagedProgram, StagedServer
     from mcfhe.wire import Request, Response
 
 
