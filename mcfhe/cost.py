@@ -26,8 +26,8 @@ __all__ = ["CostCard", "cost", "predict"]
 
 _RESIDUE_BYTES = 8  # in memory
 _WORD_BYTES = 4  # on the wire
-_SAMPLE_RESIDUES = 1 << 19  # of a client's calibration batch, about
-_SAMPLE_IMAGES = 16
+_SAMPLE_RESIDUES = 1 << 22  # of a client's calibration batch, about
+_SAMPLE_IMAGES = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """How fast this device runs each kind of step: a model of two numbers a kind, measured in well under a second.
 
 A step of kind k costs alpha_k for each value that it produces and beta_k for each term of that value (a tap, a
-product), and a fixed time for each launch. Two probes a kind give alpha and beta. Probes run through the engine, with
-its tiles and threads and at the stream width of the tile that is to be predicted, because vectors are only full from
-some width on. Nothing of the network that is predicted is run.
+product), and a fixed time for each launch. Two probes a kind give alpha and beta. Probes run through the engine, on one
+thread (tiles are independent, so threads divide the time) and at the stream width of the tile that is to be predicted,
+because vectors are only full from some width on. Nothing of the network that is predicted is run.
 """
 
 from __future__ import annotations
@@ -88,19 +88,19 @@ def seconds_of(program: IntegerProgram, limbs: int, stream: int, device: torch.d
     else:
         tile_limbs, streams = limbs, stream
     tiles = -(-limbs // tile_limbs) * -(-stream // streams)
-    rates = partial(rate, device=str(engine.device), threads=torch.get_num_threads(), streams=_width(streams))
+    rates = partial(rate, device=str(engine.device), streams=_width(streams))
     residues = limbs * stream
     moved = prod(program.input_shape) + prod(program.output_shape)
     total = rates("copy").seconds(moved * residues, 0)
-    total += rates("launch").value * tiles * len(program.steps) / _workers(engine.device)
+    total += rates("launch").value * tiles * len(program.steps)
     for step in program.steps:
         for work in work_of(step):
             total += rates(work.kind).seconds(work.values * residues, work.terms)
-    return total
+    return total / (min(torch.get_num_threads(), tiles) if engine.device.type == "cpu" else 1)
 
 
 @cache
-def rate(kind: str, device: str, threads: int, streams: int) -> Rate:
+def rate(kind: str, device: str, streams: int) -> Rate:
     """The rate of one kind, measured at the first call and kept for the life of the process.
 
     Kinds are those of :func:`work_of`, "copy" (residues in and out) and "launch" (of one step on one tile). The least
@@ -111,12 +111,12 @@ def rate(kind: str, device: str, threads: int, streams: int) -> Rate:
         return Rate(probes.copy(), 0.0)
     if kind == "launch":
         return Rate(probes.launch(), 0.0)
-    probes = replace(probes, copied=rate("copy", device, threads, streams).value)
+    probes = replace(probes, copied=rate("copy", device, streams).value)
     match kind.split():
         case ["conv2d", path]:
             return probes.pair(*(_conv(channels, _WEIGHTS[path]) for channels in (1, 8)))
         case ["linear", path]:
-            return probes.pair(*(_linear(inputs, _WEIGHTS[path]) for inputs in (64, 256)))
+            return probes.pair(*(_linear(inputs, _WEIGHTS[path]) for inputs in (64, 512)))
         case ["sum_pool2d"]:
             return probes.chains(_pool(1), _pool(3))
         case ["poly"]:
@@ -145,10 +145,6 @@ def _path(weight: np.ndarray) -> str:
     return "medium" if total <= 1 << 22 else "large"
 
 
-def _workers(device: torch.device) -> int:
-    return torch.get_num_threads() if device.type == "cpu" else 1
-
-
 @dataclass(frozen=True, slots=True)
 class _Probes:
     device: torch.device
@@ -174,16 +170,16 @@ class _Probes:
         return _line(*times)
 
     @staticmethod
-    def step(step: Step, run: Callable[[IntegerProgram], float]) -> float:
-        """What one more such step costs, by the difference of a chain of five and one alone."""
+    def step(step: Step, run: Callable[[IntegerProgram], float], length: int = 5) -> float:
+        """What one more such step costs, by the difference of a chain of ``length`` and one alone."""
         shape = (step.shape[0], step.shape[1], step.shape[2])
-        chain = tuple(replace(step, inputs=(i,) * len(step.inputs)) for i in range(5))
-        longer, one = (run(_program(chain[:length], shape)) for length in (5, 1))
-        return max(longer - one, 0.0) / 4
+        chain = tuple(replace(step, inputs=(i,) * len(step.inputs)) for i in range(length))
+        longer, one = (run(_program(chain[:count], shape)) for count in (length, 1))
+        return max(longer - one, 0.0) / (length - 1)
 
     def run(self, program: IntegerProgram) -> float:
         """Seconds for each limb and stream."""
-        limbs = max(2 * _workers(self.device), _PROBE_RESIDUES // self.streams)
+        limbs = max(2, _PROBE_RESIDUES // self.streams)
         return self.whole(program, limbs, self.streams) / (limbs * self.streams)
 
     def whole(self, program: IntegerProgram, limbs: int, streams: int) -> float:
@@ -200,7 +196,7 @@ class _Probes:
 
     def launch(self) -> float:
         """Seconds of a step that has next to nothing to do."""
-        return self.step(_poly((0, 0, 1), (1, 1, 1)), lambda program: self.whole(program, 1, 1))
+        return self.step(_poly((0, 0, 1), (1, 1, 1)), lambda program: self.whole(program, 1, 1), 33)
 
 
 def _line(low: tuple[float, int], high: tuple[float, int]) -> Rate:
@@ -210,11 +206,17 @@ def _line(low: tuple[float, int], high: tuple[float, int]) -> Rate:
 
 
 def _least(run: Callable[[], object]) -> float:
+    """Seconds of the shortest of several runs on one thread."""
     times = []
-    for _ in range(1 + _REPEATS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(1 + _REPEATS):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
     return min(times[1:])
 
 

@@ -85,11 +85,10 @@ def test_a_card_has_all_times_and_keeps_the_rates(program: mcfhe.Program) -> Non
 
 
 def test_more_work_takes_longer() -> None:
-    threads = torch.get_num_threads()
-    rate = throughput.rate("conv2d small", "cpu", threads, 64)
+    rate = throughput.rate("conv2d small", "cpu", 64)
     assert rate.seconds(10, 800) >= rate.seconds(10, 20) > 0
     with pytest.raises(ValueError, match="no probe for 'fft'"):
-        throughput.rate("fft", "cpu", threads, 64)
+        throughput.rate("fft", "cpu", 64)
 
 
 def test_work_of_every_step() -> None:
