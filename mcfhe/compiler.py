@@ -18,7 +18,13 @@ from mcfhe.graph.import_ import check_shape, import_module
 from mcfhe.graph.nodes import Graph
 from mcfhe.graph.passes import apply_passes, select_passes
 from mcfhe.graph.settings import Letter, Numbers, Settings, per_channel, per_score, whole
-from mcfhe.modular.constants import MAX_LAYER_BITS, relative_bits, scaled_constants, without_common_factors
+from mcfhe.modular.constants import (
+    MAX_LAYER_BITS,
+    branch_bits,
+    relative_bits,
+    scaled_constants,
+    without_common_factors,
+)
 from mcfhe.program import Program
 from mcfhe.search import Calibration, Search
 from mcfhe.shortfall import require_some_basis
@@ -143,7 +149,8 @@ def compile(
     elif weight_bits is None and set(settings.passes) <= set(select_passes("letter")):
         program = Program(graph, settings)
     else:
-        bits = without_common_factors(graph, relative_bits(graph, settings.scale_bits) | chosen)
+        lean = without_common_factors(graph, relative_bits(graph, settings.scale_bits) | chosen)
+        bits = branch_bits(graph, settings.scale_bits, lean, chosen)
         letter = _letter(imported, settings)
         program = Program(graph, replace(settings, weight_bits=tuple(sorted(bits.items())), letter=letter))
     if open_width or open_amplification:
