@@ -17,6 +17,7 @@ import torch
 
 import mcfhe
 from mcfhe.cards import ModelCard
+from mcfhe.cost import predict
 from mcfhe.datasets import SAMPLE, Dataset
 from mcfhe.program import Program
 from mcfhe.spec import ClientSpec
@@ -34,7 +35,8 @@ class DemoResult:
     """What the demo found. Accuracies 0..1, times in seconds, sizes in bytes.
 
     ``mismatches`` counts decrypted integers that differ from the Python-integer evaluation of the same input integers;
-    ``agreement`` is the share of labels that equal the float model's.
+    ``agreement`` is the share of labels that equal the float model's. ``predicted`` has the seconds that
+    :func:`mcfhe.cost.predict` gave before the steps that it names were run.
     """
 
     images: int
@@ -52,6 +54,7 @@ class DemoResult:
     bytes_down: int
     seconds: dict[str, float] = field(default_factory=dict)
     latency_ms: dict[str, float] = field(default_factory=dict)
+    predicted: dict[str, float] = field(default_factory=dict)
     labels: list[int] = field(default_factory=list, repr=False)
 
     @property
@@ -105,6 +108,7 @@ class Demo:
         images, truth = self.images.images.numpy(), self.images.labels.numpy()
         spec = ClientSpec.from_json(self.program.client_spec().to_json())
         seconds = {"compile": self.compile_seconds}
+        predicted = predict(self.program, profile, lanes, len(images), device)
 
         with _timed(seconds, "keygen"):
             client = mcfhe.Client.generate(spec, lanes=lanes, profile=profile)
@@ -147,6 +151,7 @@ class Demo:
             bytes_down=len(download),
             seconds=seconds,
             latency_ms=self._latency(client, server, images[:1]),
+            predicted=predicted,
             labels=labels.tolist(),
         )
         return result, request, client

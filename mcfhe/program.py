@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mcfhe import container
 from mcfhe.errors import FormatError, ImageError, ParameterError
-from mcfhe.graph.certificate import Certificate, Intervals, certify
+from mcfhe.graph.certificate import Certificate, certify
 from mcfhe.graph.integers import evaluate_integers
+from mcfhe.graph.intervals import Intervals
 from mcfhe.graph.nodes import Graph
 from mcfhe.graph.plain import PlainScores, evaluate_plain
 from mcfhe.graph.report import summarise
@@ -24,6 +25,7 @@ from mcfhe.modular.plan import constants_of, input_intervals, input_orders, lowe
 from mcfhe.spec import PROFILES, ClientSpec, ProfileSpec
 
 if TYPE_CHECKING:
+    from mcfhe.cost import CostCard
     from mcfhe.search import SearchResult
 
 __all__ = ["Program", "load_program"]
@@ -103,7 +105,9 @@ class Program:
         if profile not in self._certificates:
             program = self.integer_program(profile)
             pairs = input_intervals(profile, self.table, self.settings.scale_bits, self.settings.amplification)
-            self._certificates[profile] = certify(program, Intervals.of(pairs), self.settings.guard_bits)
+            self._certificates[profile] = certify(
+                program, Intervals.of(pairs), self.settings.guard_bits, self.settings.bounds
+            )
         return self._certificates[profile]
 
     def client_spec(self) -> ClientSpec:
@@ -149,6 +153,22 @@ class Program:
                 constants_of(self.settings.scale_bits, self.settings.amplification, self.settings.layer_bits),
             ),
         )
+
+    def cost(
+        self, profile: str = "patent", lanes: int = 4, images: int = 1, device: str = "cpu", *, timed: bool = True
+    ) -> CostCard:
+        """What ``images`` images encrypted together will cost, before any is; ``str`` of it is the cost card.
+
+        Times are predicted from a calibration of this device, well under a second at the first call; ``timed=False``
+        leaves them out.
+        """
+        _ = self.integer_program(profile)  # refuses an unknown one
+        for name, value in (("lanes", lanes), ("images", images)):
+            if whole(name, value) < 1:
+                raise ParameterError(f"{name} = {value} must be 1 or more")
+        from mcfhe.cost import cost  # brings the engine, and for times the client
+
+        return cost(self, profile, lanes, images, device, timed)
 
     def evaluate_integers(self, V: Any, profile: str) -> list[list[int]]:
         """The oracle: exact scores of the encrypted integers V ``[batch, C, H, W]``, on plain Python ints."""

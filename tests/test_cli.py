@@ -298,7 +298,7 @@ def test_train_writes_a_model_that_compiles(capsys: pytest.CaptureFixture[str], 
     reported = json.loads(capsys.readouterr().out)["test_accuracy"]
     assert reported == mcfhe.models.load(out).mcfhe_metadata.test_accuracy
     assert reported >= 0.5
-    assert run(["compile", str(out), "--out", str(tmp_path / "program"), "--json"]) == 0
+    assert run(["compile", str(out), "--out", str(tmp_path / "program"), "--passes", "letter", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["order"]["patent"] == [8, 352]
     assert mcfhe.load_program(tmp_path / "program").client_spec().labels == ("dark", "light")
     assert "epochs" in refused(capsys, "train", "--out", out, "--epochs", 0)

@@ -77,7 +77,7 @@ def demo(
     \b
     JSON keys: images, mismatches, encrypted_accuracy, quantised_accuracy, float_accuracy, agreement (accuracies 0..1),
     limbs, lanes, order, modulus_bits, bytes_up, bytes_down, seconds {step}, latency_ms {step, total}, published_ms,
-    profile, picture.
+    profile, predicted {step: seconds}, picture.
     """
     if scheme == "lattice":
         from mcfhe.cli.lattice_demo import lattice_demo
@@ -138,9 +138,11 @@ def _print(result: DemoResult) -> None:
     table.add_column("step")
     table.add_column("")
     table.add_column("what")
+    table.add_column("predicted", justify="right")
     table.add_column("seconds", justify="right")
     for key, step, text in STEPS:
-        table.add_row(key, step, text, f"{result.seconds[key]:.3f}")
+        predicted = f"{result.predicted[key]:.3f}" if key in result.predicted else ""
+        table.add_row(key, step, text, predicted, f"{result.seconds[key]:.3f}")
     stdout.print(table)
     facts = (
         ("limbs x lanes", f"{result.limbs} x {result.lanes} = {result.limbs * result.lanes} sub-images a channel"),

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mcfhe import container
 from mcfhe.errors import FormatError, ParameterError
-from mcfhe.graph.certificate import Certificate, Intervals, certify
+from mcfhe.graph.certificate import Certificate, certify
+from mcfhe.graph.intervals import Intervals
 from mcfhe.graph.nodes import Graph
 from mcfhe.graph.order import Order
 from mcfhe.graph.plain import PlainScores, evaluate_plain

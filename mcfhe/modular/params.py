@@ -129,6 +129,13 @@ def draw_primes(stream: RandomStream, bits: int, coprime_to: int) -> Iterator[in
                 yield candidate
 
 
+def widest_product(bits: int) -> int:
+    """About the largest product of a basis drawn by :func:`draw_primes`, with ``MAX_LIMBS`` limbs or all that exist."""
+    if bits < _LISTED_BITS:
+        return math.prod(_primes_of_width(bits)[-MAX_LIMBS:])
+    return int((15 << (bits - 4)) ** MAX_LIMBS)
+
+
 @functools.lru_cache(maxsize=8)
 def _primes_of_width(bits: int) -> tuple[int, ...]:
     """All primes p with 2**(bits - 1) <= p < 2**bits, ascending; bits <= 20."""
