@@ -12,11 +12,12 @@ import torch
 from mcfhe.container import TensorField
 from mcfhe.errors import FormatError, MismatchError, ParameterError
 from mcfhe.graph.order import Order
-from mcfhe.keyfile import load_secret, save_secret
+from mcfhe.keyfile import opened_secret, save_secret
 from mcfhe.modular import decrypt, encrypt
 from mcfhe.modular.keys import EvaluationKey, SecretKey
 from mcfhe.modular.params import integer
-from mcfhe.spec import ClientSpec, ProfileSpec
+from mcfhe.spec import DEFAULT_PROFILE, ClientSpec, ProfileSpec
+from mcfhe.wiping import wipe
 from mcfhe.wire import Request, Response, check_match
 
 _KIND = "client"
@@ -31,6 +32,9 @@ class Client:
 
     ParameterError or CapacityError if the key does not fit the spec: another amplification or scale, more noise
     than the program's bounds are proved for, or moduli too small for its outputs.
+
+    ``with Client.load(...) as client:`` overwrites the lane positions at the end of the block, as :meth:`close` does;
+    see :class:`SecretKey` for what Python does not allow.
     """
 
     def __init__(self, spec: ClientSpec, secret_key: SecretKey) -> None:
@@ -56,10 +60,10 @@ class Client:
         cls,
         spec: ClientSpec,
         lanes: int = 4,
-        profile: str = "patent",
+        profile: str = DEFAULT_PROFILE,
         noise: int | None = None,
         redundancy: int = 0,
-        user_key: bytes | str | None = None,
+        user_key: bytes | bytearray | str | None = None,
         *,
         salt: bytes | None = None,
         moduli: Sequence[int] | None = None,
@@ -90,6 +94,16 @@ class Client:
             moduli=moduli,
         )
         return cls(spec, key)
+
+    def close(self) -> None:
+        """Overwrite the lane positions in memory; encrypt and decrypt raise ParameterError from then on."""
+        self.secret_key.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         return f"Client(program_id={self.spec.program_id[:12]}, secret_key={self.secret_key!r})"
@@ -176,7 +190,7 @@ class Client:
             response.residues.detach().cpu().numpy(),
             limbs,
             moduli=key.moduli,
-            positions=key.positions,
+            positions=key.lane_positions,
             lanes=key.lanes,
             redundancy=key.redundancy,
             bound=self.profile.output_bound,
@@ -191,11 +205,15 @@ class Client:
     @classmethod
     def load(cls, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> Client:
         """Read what :meth:`save` wrote; one FormatError for a wrong passphrase or an altered file."""
-        content = load_secret(path, _KIND, _FIELDS, ("program_id",), passphrase)
-        try:
-            text = content.tensors["spec"].tobytes().decode()
-        except UnicodeDecodeError:
-            raise FormatError(f"{path}: the client spec is not UTF-8") from None
-        spec = ClientSpec.from_json(text)
-        check_match(str(path), "program_id", content.metadata["program_id"], spec.program_id)
-        return cls(spec, SecretKey.from_bytes(content.tensors["secret_key"].tobytes()))
+        with opened_secret(path, _KIND, _FIELDS, ("program_id",), passphrase) as content:
+            try:
+                text = content.tensors["spec"].tobytes().decode()
+            except UnicodeDecodeError:
+                raise FormatError(f"{path}: the client spec is not UTF-8") from None
+            spec = ClientSpec.from_json(text)
+            check_match(str(path), "program_id", content.metadata["program_id"], spec.program_id)
+            inner = bytearray(content.tensors["secret_key"])
+            try:
+                return cls(spec, SecretKey.from_bytes(inner))
+            finally:
+                wipe(inner)

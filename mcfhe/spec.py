@@ -13,6 +13,7 @@ from mcfhe.graph.order import Order
 SPEC_FORMAT = "mcfhe/client-spec"
 SPEC_VERSION = 1
 PROFILES = ("patent", "hardened")
+DEFAULT_PROFILE = "hardened"  # what is used where no profile is named; the scheme by the letter is asked for by name
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     files = Files(tmp_path_factory.mktemp("cli"))
     save_model(files.model)
     command("compile", files.model, "--out", files.program, "--spec", files.spec)
-    command("keygen", files.spec, "--out", files.key)
+    command("keygen", files.spec, "--out", files.key, "--noise", 0)
     command("encrypt", "--key", files.key, "--dataset", SAMPLE, "--count", 3, "--out", files.request)
     command("evaluate", files.program, files.request, "--out", files.response)
     return files
@@ -92,9 +92,9 @@ def test_processes_agree_with_the_python_interface(files: Files) -> None:
     expected = np.asarray(program.evaluate_plain(images))
     assert answer["labels"] == [answer["names"][i] for i in expected.argmax(axis=1)]
     client, server = mcfhe.Client.load(files.key), mcfhe.Server(program)
-    assert client.decrypt(server.evaluate(client.encrypt(images))).tolist() == answer["scores"]
+    assert client.decrypt(server.evaluate(mcfhe.Request.load(files.request))).tolist() == answer["scores"]
     request, integers = client.encrypt(images, return_integers=True)
-    assert client.decrypt_integers(server.evaluate(request)) == program.evaluate_integers(integers, "patent")
+    assert client.decrypt_integers(server.evaluate(request)) == program.evaluate_integers(integers, request.profile)
 
 
 def test_key_file_is_private_and_its_key_is_not_in_the_request(files: Files) -> None:
@@ -112,9 +112,11 @@ def test_image_files_and_passphrase(files: Files, tmp_path: Path) -> None:
     phrase.write_text("correct horse\n")
     key, request, response = tmp_path / "key", tmp_path / "request", tmp_path / "response"
     keygen = json.loads(
-        command("keygen", files.program, "--out", key, "--passphrase-file", phrase, "--lanes", 3, "--json")
+        command(
+            "keygen", files.program, "--out", key, "--passphrase-file", phrase, "--lanes", 3, "--noise", 0, "--json"
+        )
     )
-    assert keygen["lanes"] == 3
+    assert (keygen["lanes"], keygen["profile"]) == (3, "hardened")
     arguments = ("encrypt", tmp_path / "0.png", tmp_path / "1.png", "--key", key, "--out", request)
     command(*arguments, MCFHE_PASSPHRASE="correct horse")
     evaluated = json.loads(command("evaluate", files.program, request, "--out", response, "--json"))
@@ -126,9 +128,9 @@ def test_image_files_and_passphrase(files: Files, tmp_path: Path) -> None:
         assert line.index(f"label {best[0]} ") < line.index(f"label {best[1]} ")
 
 
-def test_hardened_profile_over_files(files: Files, tmp_path: Path) -> None:
+def test_patent_profile_over_files(files: Files, tmp_path: Path) -> None:
     key, request, response = tmp_path / "key", tmp_path / "request", tmp_path / "response"
-    command("keygen", files.spec, "--out", key, "--profile", "hardened", "--redundancy", 1)
+    command("keygen", files.spec, "--out", key, "--profile", "patent", "--redundancy", 1)
     command("encrypt", "--key", key, "--dataset", SAMPLE, "--count", 2, "--out", request, "--quiet")
     command("evaluate", files.program, request, "--out", response)
     answer = json.loads(command("decrypt", response, "--key", key, "--json"))
