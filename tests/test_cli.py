@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 import mcfhe
 from mcfhe.cards import ModelCard
 from mcfhe.cli import run
+from mcfhe.wording import SECURITY_LINE
 
 SAMPLE = mcfhe.datasets.SAMPLE
 
@@ -142,9 +144,41 @@ def test_encrypt_says_what_the_scheme_is_worth(
 ) -> None:
     arguments = ["encrypt", "--key", str(files.key), "--dataset", SAMPLE, "--count", "1", "--out", str(tmp_path / "r")]
     assert run(arguments) == 0
-    assert "without semantic security" in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines() == [SECURITY_LINE]
+    assert run([*arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [SECURITY_LINE]  # beside the one object on standard output, not in it
+    assert set(json.loads(captured.out)) == {"out", "images", "request_id", "bytes", "labels"}
     assert run([*arguments, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_classify_says_what_the_scheme_is_worth(
+    files: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Before anything is sent, so also where no server answers."""
+    pytest.importorskip("httpx")
+    arguments = ["classify", "--server", "http://127.0.0.1:9", "--retries", "0", "--key", str(files.key)]
+    arguments += ["--dataset", SAMPLE, "--count", "1"]
+    assert run(arguments) == 1
+    line, refusal = capsys.readouterr().err.splitlines()
+    assert line == SECURITY_LINE
+    assert refusal.startswith("mcfhe: ")
+    assert run([*arguments, "--quiet"]) == 1
     assert "semantic" not in capsys.readouterr().err
+
+
+def test_the_security_line_is_what_the_documents_say() -> None:
+    root = Path(__file__).parent.parent
+    readme, security = ((root / name).read_text("utf-8") for name in ("README.md", "SECURITY.md"))
+    said = SECURITY_LINE.split(":")[0].removeprefix("The modular scheme is ")
+    assert said == "a fast obfuscation without semantic security"
+    assert said in readme.split("## ")[0]
+    top = " ".join(security.split("## ")[0].split())
+    assert "The modular scheme is a fast obfuscation." in top
+    assert "no semantic security" in top
+    for text in (readme, security):
+        assert not re.search(r"\bsecure\b|128-bit|\bcannot be (read|recovered|broken)", text, re.IGNORECASE)
 
 
 def test_evaluate_refuses_secrets(files: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
