@@ -6,6 +6,7 @@
 #   make bench-lattice   the lattice scheme on whole networks
 #   make soak      load and hostile input against the HTTP service
 #   make audit     attacks on the scheme, compared with the committed table
+#   make pip-audit known vulnerabilities of the pinned dependencies
 #   make bench-gpu timings on a CUDA device; with VENV= PYTHON=python3 it uses that Python as it is
 #
 # TORCH picks the torch requirement (default: the CPU build, or the CUDA build where nvidia-smi works), TORCH_INDEX the
@@ -32,7 +33,7 @@ CXX_FORMATTED := $(shell git ls-files --cached --others --exclude-standard 'csrc
 judged = mkdir -p $(REPORTS); start=$$(date +%s); if $(2); then ok=true; else ok=false; fi; \
 	printf '{"name": "%s", "ok": %s, "seconds": %s}\n' $(1) $$ok $$(($$(date +%s) - start)) > $(REPORTS)/$(1).json; $$ok
 
-.PHONY: demo test bench bench-gpu bench-lattice audit soak checks lint format-check format types ctest simt cuda-check setup clean
+.PHONY: demo test bench bench-gpu bench-lattice audit pip-audit soak checks lint format-check format types ctest simt cuda-check setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.ready
@@ -86,6 +87,10 @@ soak: setup
 
 audit: setup
 	$(PY) -m benchmarks.audit
+
+# Known vulnerabilities of the pinned packages; where no database answers it says so and does not fail.
+pip-audit: setup
+	$(PY) -m benchmarks.known_vulnerabilities
 
 lint: setup
 	@$(call judged,lint,$(BIN)/ruff check .)

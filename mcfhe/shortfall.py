@@ -16,7 +16,7 @@ from mcfhe.modular.constants import relative_bits
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.modular.params import MAX_LIMBS, MAX_MODULUS, Moduli, widest_product
 from mcfhe.program import Program
-from mcfhe.spec import PROFILES
+from mcfhe.spec import DEFAULT_PROFILE, PROFILES
 
 __all__ = ["Change", "Explanation", "explain", "require_some_basis"]
 
@@ -66,7 +66,7 @@ class Explanation:
         return "\n".join([f"{head}: {self.short_bits} bits short. Any one of these is enough:", *fixes])
 
 
-def explain(program: Program, key: EvaluationKey | Moduli, profile: str = "patent") -> Explanation:
+def explain(program: Program, key: EvaluationKey | Moduli, profile: str = DEFAULT_PROFILE) -> Explanation:
     """Does the program fit a key, and if not, what is the least that would make it fit?
 
     Args:

@@ -142,14 +142,14 @@ def classify(
     from mcfhe.remote import RemoteServer
 
     security_line(quiet)
-    client = Client.load(key, passphrase(passphrase_file))
-    pixels, names, _ = load_images(images, dataset, data, count, client.spec.input_shape)
     labels: list[str] = []
     scores: list[list[float]] = []
     with (
+        Client.load(key, passphrase(passphrase_file)) as client,
         RemoteServer(url, _token(token_file), timeout_s=timeout, retries=retries, ca_file=ca_file) as server,
         progress_bar("classify", quiet or as_json) as update,
     ):
+        pixels, names, _ = load_images(images, dataset, data, count, client.spec.input_shape)
         for start in range(0, len(pixels), batch):
             part = pixels[start : start + batch]
 

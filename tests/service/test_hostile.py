@@ -18,7 +18,7 @@ from mcfhe.service.logs import JsonFormatter
 from tests.service.mutate import mutate
 from tests.service.support import EVALUATE, PROGRAM, HeldServer, Live, assert_refused, encrypt, new_client, wait_for
 
-CLIENT = new_client()
+CLIENT = new_client(profile="patent")
 REQUEST = encrypt(CLIENT, 2)[0]
 KEY = CLIENT.evaluation_key
 MESSAGES: dict[str, tuple[bytes, Callable[[bytes], Any]]] = {

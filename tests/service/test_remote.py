@@ -221,7 +221,7 @@ def test_serve_and_classify(serve: Start, tmp_path: Path) -> None:
     tokens.write_text("# of this test\n0123456789abcdef0123456789abcdef\n")
     process, facts = serve("--token-file", tokens)
     assert facts["programs"] == [PROGRAM.program_id]
-    client, pixels = new_client(), images(3)
+    client, pixels = new_client(noise=0), images(3)
     client.save(tmp_path / "key")
     files = [tmp_path / f"{number}.png" for number in range(3)]
     for file, image in zip(files, pixels, strict=True):
