@@ -183,13 +183,15 @@ class Client:
             )
         if limbs and limbs[-1] >= len(key.moduli):
             raise MismatchError(f"response: limb {limbs[-1]} is named, the key has {len(key.moduli)} limbs")
+        # The server leaves limbs out by the same rule. It is key.redundancy but for moduli that the user chose.
+        redundancy = key.moduli.spare(self.profile.required_product(self.spec.guard_bits))
         return decrypt.decrypt_integers(
             response.residues.detach().cpu().numpy(),
             limbs,
             moduli=key.moduli,
             positions=key.positions,
             lanes=key.lanes,
-            redundancy=key.redundancy,
+            redundancy=redundancy,
             bound=self.profile.output_bound,
         )
 

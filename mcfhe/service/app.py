@@ -18,7 +18,7 @@ from starlette.routing import Route
 from mcfhe.container import read_header
 from mcfhe.errors import ParameterError
 from mcfhe.modular.evaluation_key import EvaluationKey
-from mcfhe.server import Server
+from mcfhe.server import Evaluator
 from mcfhe.service.admission import Gate, Ticket, read_body
 from mcfhe.service.guard import Guard
 from mcfhe.service.metrics import Metrics
@@ -40,7 +40,7 @@ class Service:
     """
 
     def __init__(
-        self, servers: Sequence[Server], settings: ServiceSettings | None = None, tokens: Tokens | None = None
+        self, servers: Sequence[Evaluator], settings: ServiceSettings | None = None, tokens: Tokens | None = None
     ) -> None:
         """ParameterError for no server, or two of the same program."""
         self.settings = settings = settings or ServiceSettings()
@@ -91,6 +91,8 @@ class Service:
             self.accepting = False
             await self._scheduler.close()
             self._decoder.shutdown()
+            for server in self.servers.values():
+                server.close()
 
     async def health(self, _: HttpRequest) -> Response:
         """The process lives and its event loop turns."""
@@ -108,6 +110,8 @@ class Service:
         metrics.inflight_bytes.set(self._gate.bytes)
         metrics.keys.set(len(self._sessions))
         metrics.waiting.set(self._scheduler.waiting)
+        metrics.dropped.set(sum(getattr(server, "dropped", 0) for server in self.servers.values()))
+        metrics.retried.set(sum(getattr(server, "retried", 0) for server in self.servers.values()))
         return Response(metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def openapi(self, _: HttpRequest) -> Response:
@@ -161,7 +165,7 @@ class Service:
             ) from None
         return Response(data, media_type="application/octet-stream")
 
-    def _decode(self, server: Server, owner: str, body: bytes) -> tuple[Request, str]:
+    def _decode(self, server: Evaluator, owner: str, body: bytes) -> tuple[Request, str]:
         """In a thread: the validated request and its content's digest. Errors of the package refuse it."""
         request = Request.from_bytes(body, lambda key_id: self._sessions.find(owner, key_id))
         server.check(request)
@@ -172,7 +176,7 @@ class Service:
             raise Refusal(503, "shutting down; come back later", retry_after_s=1)
         return self._gate.enter()
 
-    def _server(self, http: HttpRequest) -> Server:
+    def _server(self, http: HttpRequest) -> Evaluator:
         found = self.servers.get(http.path_params["program_id"])
         if found is None:
             raise Refusal(404, "no such program here; GET /v1/programs lists those that are")
