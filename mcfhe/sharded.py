@@ -23,7 +23,7 @@ from mcfhe import ops
 from mcfhe.errors import ParameterError, WorkerError
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.program import Program
-from mcfhe.server import Server, check_request
+from mcfhe.server import Evaluator, Server, check_request
 from mcfhe.sharding import Shard, cut
 from mcfhe.wire import Request, Response
 
@@ -255,3 +255,16 @@ def when_done(future: Future[Any]) -> Future[Any]:
     settled: Future[Any] = Future()
     future.add_done_callback(lambda _: settled.set_result(None))
     return settled
+
+
+def local_evaluator(program: Program, device: str = "cpu", deadline_s: float = DEADLINE_S) -> Evaluator:
+    """An evaluator on devices of this process: "cpu", "cuda:1", a list "cuda:0,cuda:1", or "cuda" for all GPUs.
+
+    A single device is a plain :class:`mcfhe.Server`; ``deadline_s`` is for a shard of several.
+    """
+    devices = [name.strip() for name in device.split(",")]
+    if devices == ["cuda"] and (count := torch.cuda.device_count()) > 1:
+        devices = [f"cuda:{index}" for index in range(count)]
+    if len(devices) == 1:
+        return Server(program, devices[0])
+    return ShardedServer(program, [LocalWorker(program, name) for name in devices], deadline_s)

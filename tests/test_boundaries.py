@@ -18,6 +18,8 @@ FORBIDDEN = {
         "mcfhe.modular.encrypt",
         "mcfhe.modular.decrypt",
     },
+    "mcfhe.sharded": {"mcfhe.client", "mcfhe.keyfile", "mcfhe.modular.keys", "mcfhe.modular.decrypt"},
+    "mcfhe.ray_engine": {"mcfhe.client", "mcfhe.keyfile", "mcfhe.modular.keys", "mcfhe.modular.decrypt"},
     "mcfhe.cli.server_commands": {"mcfhe.client", "mcfhe.modular.keys"},
     "mcfhe.service.app": {"mcfhe.client", "mcfhe.keyfile", "mcfhe.modular.keys", "mcfhe.remote"},
     # What talks to a server is never given a secret key, and needs no engine.

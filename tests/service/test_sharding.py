@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import mcfhe
 from mcfhe.errors import ParameterError, WorkerError
 from mcfhe.modular.params import Moduli
-from mcfhe.sharded import ATTEMPTS, LocalWorker, ShardedServer
+from mcfhe.sharded import ATTEMPTS, LocalWorker, ShardedServer, local_evaluator
 from mcfhe.sharding import cut
 from tests.service.support import PROGRAM, Live, encrypt, new_client
 from tests.service.workers import FaultyWorker
@@ -195,3 +195,15 @@ def test_losses_beyond_repair_are_told_to_come_back() -> None:
         assert answer.status_code == 503
         assert answer.headers["retry-after"]
         assert "send the request again" in answer.json()["error"]
+
+
+def test_devices_of_one_process() -> None:
+    assert isinstance(local_evaluator(PROGRAM), mcfhe.Server)
+    server = local_evaluator(PROGRAM, "cpu, cpu,cpu")
+    assert isinstance(server, ShardedServer)
+    client = new_client()
+    request, expected = encrypt(client, 2)
+    assert client.decrypt_integers(server.evaluate(request)) == expected
+    server.close()
+    with pytest.raises(ParameterError, match="cuda:77"):
+        local_evaluator(PROGRAM, "cpu,cuda:77")
