@@ -89,6 +89,7 @@ def serve(
     """
     try:
         from mcfhe.service.app import Service
+        from mcfhe.service.memory import settle_allocator
         from mcfhe.service.run import make_server
         from mcfhe.service.settings import ServiceSettings
         from mcfhe.service.tokens import Tokens
@@ -112,6 +113,7 @@ def serve(
         session_s=session,
     )
     tokens = None if token_file is None else Tokens.from_file(token_file)
+    settle_allocator()
     loaded = [load_program(path) for path in programs]
     if engine == "ray":
         from mcfhe.ray_engine import ray_evaluators
