@@ -6,7 +6,8 @@ to it and to the decoder. Writes build/reports/soak.json: {name, ok, seconds, re
 crashes, p50_ms, p99_ms, rss_growth, requests_per_s, queueing_ms, clients, keys, batch, program, cores, load_average}.
 ``rejected`` counts answers 429 and 503, after which the client waits and sends again; ``lost`` requests that ended
 without a response; ``crashes`` mutated messages that were answered by anything but success or a 4xx with one line, or
-after more than a second, or for which the decoder allocated more than a small multiple of their size; ``rss_growth``
+after more than a second, or for which the decoder allocated more than a small multiple of their size, and one more
+if schemathesis finds an answer that is not in the OpenAPI description; ``rss_growth``
 is of the server's memory, from a sixth of the time to its end, as a share. ``queueing_ms`` is what Little's law says
 the mean time of a request is for clients that always have one request at work: clients / requests_per_s. Exit code 0
 when wrong, lost and crashes are 0 and memory grew by at most 10 %.
@@ -67,6 +68,7 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
                 server.send_signal(signal.SIGTERM)
             crashes += server.wait(60) != 0
     crashes += fuzz_decoder(readers(work[0], load.answers[0][2]), options.mutated_decoder, rng) if load.answers else 1
+    crashes += check_api(options.api_examples) if options.api_examples else 0
     rate, grown = len(load.answers) / options.seconds, growth(load.samples)
     report = {
         "name": "soak",
@@ -93,6 +95,16 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
     return {"ok": bool(clean and grown <= MAX_GROWTH), **report}
 
 
+def check_api(examples: int) -> int:
+    """1 if schemathesis finds an answer that the OpenAPI description does not have."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/service/test_api.py"]
+    environment = {**os.environ, "MCFHE_API_EXAMPLES": str(examples)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stdout, file=sys.stderr)
+    return int(done.returncode != 0)
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="of load")
@@ -102,6 +114,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-inflight", type=int, default=64)
     parser.add_argument("--mutated-http", type=int, default=10_000)
     parser.add_argument("--mutated-decoder", type=int, default=90_000)
+    parser.add_argument("--api-examples", type=int, default=60, help="of schemathesis, for each operation and kind")
     parser.add_argument("--program", type=Path, help="a program file; the demo's LeNet by default")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=Path, default=REPORT)

@@ -107,6 +107,17 @@ def test_a_limb_that_lacks_one_image_is_left_out_for_all() -> None:
     server.close()
 
 
+def test_other_images_of_a_dropped_limb_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcfhe.sharded.cut", lambda *arguments: cut(*arguments, shard_bytes=1))  # one image a shard
+    client = new_client(redundancy=1)
+    request, expected = encrypt(client, 6)
+    bad, good = FaultyWorker(PROGRAM, lambda n: "dies" if n == 0 else None), FaultyWorker(PROGRAM)
+    server = ShardedServer(PROGRAM, [bad, good])
+    assert client.decrypt_integers(server.evaluate(request)) == expected
+    assert [first for first, _ in bad.given + good.given].count(0) <= 2  # the lost one and the one beside it
+    server.close()
+
+
 @pytest.mark.parametrize("fault", ["dies", "hangs"])
 def test_without_redundancy_it_is_tried_elsewhere(fault: str) -> None:
     client = new_client()
