@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import torch
 
-from mcfhe.container import TensorField, read_file, read_header
+from mcfhe.container import TensorField
 from mcfhe.errors import FormatError, MismatchError, ParameterError
 from mcfhe.graph.order import Order
 from mcfhe.keyfile import kind_of, opened_secret, save_secret
@@ -197,13 +197,15 @@ class Client:
             )
         if limbs and limbs[-1] >= len(key.moduli):
             raise MismatchError(f"response: limb {limbs[-1]} is named, the key has {len(key.moduli)} limbs")
+        # The server leaves limbs out by the same rule. It is key.redundancy but for moduli that the user chose.
+        redundancy = key.moduli.spare(self.profile.required_product(self.spec.guard_bits))
         return decrypt.decrypt_integers(
             response.residues.detach().cpu().numpy(),
             limbs,
             moduli=key.moduli,
             positions=key.lane_positions,
             lanes=key.lanes,
-            redundancy=key.redundancy,
+            redundancy=redundancy,
             bound=self.profile.output_bound,
         )
 

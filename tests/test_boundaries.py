@@ -27,6 +27,9 @@ FORBIDDEN = {
     # The audit attacks with what a server has; nor does its command, which reads specs and requests.
     "mcfhe.modular.audit": SECRET_CODE,
     "mcfhe.cli.audit_command": SECRET_CODE,
+    # Nor do several devices behind one server.
+    "mcfhe.sharded": SECRET_CODE,
+    "mcfhe.ray_engine": SECRET_CODE,
     # What talks to a server is never given a secret key, and needs no engine.
     "mcfhe.remote": {"mcfhe.client", "mcfhe.modular.keys", "mcfhe.engine", "mcfhe.program", "mcfhe.server"},
     # A client needs no engine, no program and no compiled extension.

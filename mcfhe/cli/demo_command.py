@@ -89,8 +89,8 @@ def demo(
     \b
     JSON keys: images, mismatches, encrypted_accuracy, quantised_accuracy, float_accuracy, agreement (accuracies 0..1),
     limbs, lanes, order, modulus_bits, bytes_up, bytes_down, seconds {step}, latency_ms {step, total}, published_ms,
-    profile, noise, predicted {step: seconds}, audit {images, attacks [{attack, outcome, recovered}]}, picture; and under the name of the other
-    profile an object with the same keys but picture and published_ms.
+    profile, noise, predicted {step: seconds}, audit {images, attacks [{attack, outcome, recovered}]}, picture; and
+    under the name of the other profile an object with the same keys but picture and published_ms.
     """
     if scheme == "lattice":
         from mcfhe.cli.lattice_demo import lattice_demo

@@ -24,8 +24,8 @@ from mcfhe.lattice.seal import Seal
 from mcfhe.lattice.spec import LatticeSpec
 from mcfhe.lattice.wire import LatticeRequest, LatticeResponse
 from mcfhe.modular.encrypt import check_images
-from mcfhe.wire import check_match
 from mcfhe.wiping import wipe
+from mcfhe.wire import check_match
 
 _KIND = "lattice-client"
 _FIELDS = {

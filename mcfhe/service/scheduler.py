@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mcfhe.server import Server
+from mcfhe.server import Evaluator
 from mcfhe.service.metrics import Metrics
 from mcfhe.wire import Request, Response
 
@@ -23,7 +23,7 @@ from mcfhe.wire import Request, Response
 class Job:
     """A checked request and the answer that somebody waits for."""
 
-    server: Server
+    server: Evaluator
     request: Request
     answer: asyncio.Future[bytes]
     since: float = field(default_factory=time.monotonic)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from threading import Lock
 
@@ -13,8 +13,9 @@ from mcfhe.modular.evaluation_key import EvaluationKey
 class Sessions:
     """Evaluation keys by owner and id. Thread-safe.
 
-    A key is forgotten ``session_s`` seconds after its last use, or earlier when ``max_keys`` others were used since.
-    An owner (a token) never finds another's key.
+    A key is forgotten ``session_s`` seconds after its last use. Beyond ``max_keys`` the owner with the most keys loses
+    the one it used longest ago, so that no owner drives out the keys of others. An owner (a token) never finds
+    another's key.
     """
 
     def __init__(self, max_keys: int, session_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,7 +36,8 @@ class Sessions:
             self._expire()
             self._touch((owner, key.key_id), key)
             while len(self._keys) > self._max_keys:
-                self._keys.popitem(last=False)
+                (most, _), *_ = Counter(other for other, _ in self._keys).most_common(1)
+                del self._keys[next(slot for slot in self._keys if slot[0] == most)]
 
     def find(self, owner: str, key_id: str) -> EvaluationKey | None:
         """The key, its session renewed; None if it is not there (any more)."""

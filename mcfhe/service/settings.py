@@ -18,7 +18,8 @@ class ServiceSettings:
     """
 
     max_body_bytes: int = 64 << 20  # one request body
-    max_inflight: int = 64  # requests taken in and not answered; one more is told to come back (429)
+    # Requests taken in and not answered; one more is told to come back (429). No token can take them all (Quota).
+    max_inflight: int = 64
     max_inflight_bytes: int = 256 << 20  # their bodies together
     max_batch_streams: int = 4096  # images x lanes that are joined into one evaluation
     max_connections: int = 1024
