@@ -1,0 +1,55 @@
+"""How the shipped models were trained: ``mcfhe train --recipe NAME --data FOLDER --out FILE``.
+
+A recipe holds values of ``mcfhe train``'s options; those it leaves out have the command's own defaults. The card of
+every trained model says the whole command line, seed, torch build and number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+Value = int | float | str | bool
+
+_RECIPES: dict[str, dict[str, Value]] = {
+    "lenet-fashion-mnist": {"arch": "lenet", "dataset": "fashion-mnist"},
+    "lenet-mnist": {
+        "arch": "lenet",
+        "dataset": "mnist",
+        "augment": "affine",
+        "label_smoothing": 0.05,
+    },
+    "cryptonets-mnist": {
+        "arch": "cryptonets",
+        "dataset": "mnist",
+        "activation": "square",
+        "augment": "affine",
+        "label_smoothing": 0.05,
+    },
+    "tenseal_net-mnist": {
+        "arch": "tenseal_net",
+        "dataset": "mnist",
+        "activation": "square",
+        "augment": "affine",
+        "label_smoothing": 0.05,
+    },
+    "lenet-pneumoniamnist": {
+        "arch": "lenet",
+        "dataset": "pneumoniamnist",
+        "epochs": 30,
+        "balance": True,
+    },
+    "resnet7-cifar10": {
+        "arch": "resnet7",
+        "dataset": "cifar10-jpeg",
+        "epochs": 20,
+        "batch_size": 128,
+        "augment": "crop-flip",
+        "label_smoothing": 0.1,
+        "precision": "bfloat16",
+        "grid_bits": 10,
+    },
+}
+RECIPES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
+    {name: MappingProxyType(values) for name, values in _RECIPES.items()}
+)
