@@ -57,6 +57,7 @@ AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
         "none": _unchanged,
         "shift": partial(_shift, pixels=1, mirror=False),
         "shift-flip": partial(_shift, pixels=1, mirror=True),
+        "shift2-flip": partial(_shift, pixels=2, mirror=True),
         "crop-flip": partial(_shift, pixels=4, mirror=True),
         "affine": _affine,
     }

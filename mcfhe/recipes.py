@@ -42,9 +42,9 @@ _RECIPES: dict[str, dict[str, Value]] = {
     "resnet7-cifar10": {
         "arch": "resnet7",
         "dataset": "cifar10-jpeg",
-        "epochs": 20,
+        "epochs": 9,
         "batch_size": 128,
-        "augment": "crop-flip",
+        "augment": "shift2-flip",
         "label_smoothing": 0.1,
         "precision": "bfloat16",
         "grid_bits": 10,
