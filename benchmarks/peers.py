@@ -49,7 +49,7 @@ CONTENDERS = (
     Contender("torch float32, not encrypted", peer_mcfhe.plain, 200, "none: the server sees the images"),
     Contender("mcfhe, modular, one image", peer_mcfhe.one_image, 50, peer_mcfhe.SECURITY),
     Contender("mcfhe, modular, batch", peer_mcfhe.batched, 4096, peer_mcfhe.SECURITY),
-    Contender("TenSEAL, packed, one image", peer_tenseal.packed, 10, peer_tenseal.SECURITY, "tenseal"),
+    Contender("TenSEAL, packed, one image", peer_tenseal.packed, 5, peer_tenseal.SECURITY, "tenseal"),
     Contender("TenSEAL, batch", peer_tenseal.batched, 4096, peer_tenseal.SECURITY, "tenseal"),
 )
 

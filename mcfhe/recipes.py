@@ -13,25 +13,20 @@ Value = int | float | str | bool
 
 _RECIPES: dict[str, dict[str, Value]] = {
     "lenet-fashion-mnist": {"arch": "lenet", "dataset": "fashion-mnist"},
-    "lenet-mnist": {
-        "arch": "lenet",
-        "dataset": "mnist",
-        "augment": "affine",
-        "label_smoothing": 0.05,
-    },
+    "lenet-mnist": {"arch": "lenet", "dataset": "mnist", "epochs": 20, "validation": 5000},
     "cryptonets-mnist": {
         "arch": "cryptonets",
         "dataset": "mnist",
+        "epochs": 12,
+        "validation": 5000,
         "activation": "square",
-        "augment": "affine",
-        "label_smoothing": 0.05,
     },
     "tenseal_net-mnist": {
         "arch": "tenseal_net",
         "dataset": "mnist",
+        "epochs": 12,
+        "validation": 5000,
         "activation": "square",
-        "augment": "affine",
-        "label_smoothing": 0.05,
     },
     "lenet-pneumoniamnist": {
         "arch": "lenet",
@@ -43,6 +38,7 @@ _RECIPES: dict[str, dict[str, Value]] = {
         "arch": "resnet7",
         "dataset": "cifar10-jpeg",
         "epochs": 9,
+        "validation": 1000,
         "batch_size": 128,
         "augment": "shift2-flip",
         "label_smoothing": 0.1,

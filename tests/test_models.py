@@ -416,8 +416,8 @@ def test_every_altered_bit_is_noticed(tmp_path_factory: pytest.TempPathFactory, 
 def test_pretrained_weights() -> None:
     assert models.available_pretrained() == {
         "lenet": ("fashion-mnist",),
-        "cryptonets": (),
-        "tenseal_net": (),
+        "cryptonets": ("mnist",),
+        "tenseal_net": ("mnist",),
         "resnet_tiny": (),
         "resnet7": (),
     }
