@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +77,7 @@ def train(
     device: str = "cpu",
     label_smoothing: float = 0.0,
     precision: str = "float32",
+    initial: str | os.PathLike[str] | None = None,
     command: str | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> TrainResult:
@@ -106,6 +108,9 @@ def train(
         label_smoothing: share of every target that goes to all classes alike, 0 <= s < 1.
         precision: ``bfloat16`` runs convolutions and linear layers in it, channels last, on weights kept in float32;
             faster where the processor has bfloat16 products.
+        initial: go on from this model file, without batch norm: the network that is trained is then the one that is
+            used, and what batch statistics hid (a polynomial far outside the range it was trained in) is seen and
+            learnt. The card's command then names both trainings.
         command: recorded in the card; by default the ``mcfhe train`` line with these arguments, ``data`` left out.
         on_epoch: called after every epoch.
 
@@ -137,6 +142,7 @@ def train(
         "validation": (validation, 0),
         "limit": (limit, None),
     }
+    optional |= {"initial": (None if initial is None else Path(initial).name, None)}
     optional |= {"label-smoothing": (label_smoothing, 0.0), "precision": (precision, "float32")}
     options |= {name: value for name, (value, default) in optional.items() if value != default}
     card = ModelCard(
@@ -160,9 +166,13 @@ def train(
     held_out = None
     if validation:
         train_set, held_out = train_set.hold_out(validation, seed)
+    if initial is not None:
+        before = models.load(initial)
+        card = _continued(card, before.mcfhe_metadata)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
         torch.manual_seed(seed)
-        model = models.build(arch, **{**card.arguments, "batch_norm": True}).to(device)
+        model = before if initial is not None else models.build(arch, **{**card.arguments, "batch_norm": True})
+    model.to(device)
     loop = _Loop(
         model, train_set, card, epochs, batch_size, lr, weight_decay, augment, balance, label_smoothing, precision
     )
@@ -184,6 +194,15 @@ def train(
     card = replace(card, test_accuracy=test_accuracy)
     trained.mcfhe_metadata = card  # type: ignore[assignment]
     return TrainResult(trained, card, test_accuracy, tuple(history))
+
+
+def _continued(card: ModelCard, before: ModelCard) -> ModelCard:
+    """``card`` for a training that starts from the model of ``before``; ParameterError where they do not fit."""
+    for field in ("arch", "arguments", "mean", "std", "labels"):
+        found, wanted = getattr(before, field), getattr(card, field)
+        if found != wanted:
+            raise ParameterError(f"initial: its {field} is {found}, this training has {wanted}")
+    return replace(card, command=f"{before.command} && {card.command}")
 
 
 class _Loop:

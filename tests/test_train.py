@@ -197,6 +197,30 @@ def test_low_precision_learns_the_same_task() -> None:
     assert all(value.is_contiguous() for value in result.model.state_dict().values())
 
 
+def test_training_goes_on_from_a_model(result: TrainResult, tmp_path: Path) -> None:
+    """Without batch norm, from the very weights: nothing to learn leaves them as they are, and both commands stay."""
+    models.save(result.model, tmp_path / "first.safetensors", result.card)
+    same = quick(initial=tmp_path / "first.safetensors", epochs=1, lr=1e-12, weight_decay=0.0)
+    assert torch.equal(weights(same), weights(result))
+    assert same.card.command.startswith(f"{result.card.command} && mcfhe train ")
+    assert "--initial first.safetensors" in same.card.command
+    spoilt = copy.deepcopy(result.model)
+    with torch.no_grad():
+        spoilt.fc2.weight.zero_()  # type: ignore[union-attr, operator]
+    models.save(spoilt, tmp_path / "spoilt.safetensors", result.card)
+    repaired = quick(initial=tmp_path / "spoilt.safetensors", epochs=4, lr=4e-3)
+    assert scoring.accuracy(spoilt, SETS[1], result.card.mean, result.card.std) < 0.9
+    assert repaired.test_accuracy >= 0.95
+
+
+def test_a_model_of_another_kind_is_not_gone_on_from(result: TrainResult, tmp_path: Path) -> None:
+    models.save(result.model, tmp_path / "first.safetensors", result.card)
+    with pytest.raises(ParameterError, match=r"initial: its arguments is .*this training has"):
+        quick(initial=tmp_path / "first.safetensors", activation="square")
+    with pytest.raises(ParameterError, match="initial: its arch is lenet"):
+        quick(initial=tmp_path / "first.safetensors", arch="resnet_tiny")
+
+
 def test_every_recipe_is_complete() -> None:
     """Values of options that exist, for an architecture that exists."""
     accepted = inspect.signature(train).parameters

@@ -52,6 +52,7 @@ def _use_recipe(context: click.Context, parameter: click.Parameter, name: str | 
 @click.option("--grid-bits", default=8, show_default=True, help="Snap weights to multiples of 2**-bits; 0: do not.")
 @click.option("--label-smoothing", default=0.0, show_default=True, help="Share of a target spread over all classes.")
 @click.option("--precision", default="float32", show_default=True, help="float32, or bfloat16 for large convolutions.")
+@click.option("--initial", type=click.Path(path_type=Path), help="Go on from this model, without batch norm.")
 @click.option("--limit", type=int, help="Use only so many images of either split.")
 @data_option
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for the training.")
@@ -73,6 +74,7 @@ def train(
     grid_bits: int,
     label_smoothing: float,
     precision: str,
+    initial: Path | None,
     limit: int | None,
     data: Path | None,
     device: str,
@@ -104,6 +106,7 @@ def train(
         device=device,
         label_smoothing=label_smoothing,
         precision=precision,
+        initial=initial,
     )
     models.save(result.model, out, result.card)
     if as_json:
