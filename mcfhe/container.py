@@ -39,7 +39,7 @@ SECRET_NAMES = frozenset(
     {"secret", "secret_key", "positions", "lane_positions", "wz", "user_key", "passphrase", "sealed"}
 )
 
-_DTYPES = {"U8": "<u1", "I32": "<i4", "I64": "<i8", "F32": "<f4", "F64": "<f8"}
+_DTYPES = {"U8": "<u1", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 _COMMON = ("format", "kind", "version", "digest")
 _NO_DIGEST = "0" * 64
 _DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')

@@ -338,3 +338,10 @@ def test_train_writes_a_model_that_compiles(capsys: pytest.CaptureFixture[str], 
     assert json.loads(capsys.readouterr().out)["order"]["patent"] == [8, 352]
     assert mcfhe.load_program(tmp_path / "program").client_spec().labels == ("dark", "light")
     assert "epochs" in refused(capsys, "train", "--out", out, "--epochs", 0)
+    quick = ["--epochs", "1", "--validation", "0"]
+    assert run([*arguments[:3], "--recipe", "cryptonets-mnist", *quick, "--out", str(out), "--json"]) == 0
+    card = mcfhe.models.load(out).mcfhe_metadata
+    assert (card.arch, card.arguments["activation"]) == ("cryptonets", "square")  # of the recipe
+    assert "--epochs 1 " in card.command  # said here
+    assert "--validation" not in card.command
+    assert "choose one of lenet-fashion-mnist" in refused(capsys, "train", "--out", out, "--recipe", "vgg")

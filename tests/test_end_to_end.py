@@ -203,3 +203,15 @@ def test_demo_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert beside["limbs"] < body["limbs"]
     assert beside["bytes_up"] < body["bytes_up"]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_seven_activations_and_hundreds_of_limbs_stay_exact() -> None:
+    """resnet7 on small images: orders of a^128, residual sums across degrees, integers of thousands of bits."""
+    torch.manual_seed(0)
+    model = mcfhe.models.resnet7(image_size=8).eval()
+    program = mcfhe.compile(model, (3, 8, 8), 0.5, 0.25, scale_bits=14, amplification_bits=12, passes="default")
+    client = mcfhe.Client.generate(program.client_spec(), lanes=2, profile="hardened")
+    assert len(client.evaluation_key.moduli) > 200
+    assert program.integer_program("hardened").output_order.t == 128
+    images = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    classify(program, client, images)

@@ -13,8 +13,26 @@ from mcfhe.errors import ParameterError
 PRETRAINED_SEPARATOR = ":"
 
 
+def _use_recipe(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    """The recipe's values become the defaults of the other options."""
+    if name is None:
+        return
+    from mcfhe.recipes import RECIPES
+
+    if name not in RECIPES:
+        raise ParameterError(f"--recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    context.default_map = dict(RECIPES[name])
+
+
 @click.command()
 @out_option("model (safetensors)")
+@click.option(
+    "--recipe",
+    is_eager=True,
+    expose_value=False,
+    callback=_use_recipe,
+    help="Defaults of a shipped model, for example lenet-mnist; other options still change them.",
+)
 @click.option(
     "--dataset",
     default="fashion-mnist",
@@ -26,12 +44,15 @@ PRETRAINED_SEPARATOR = ":"
 @click.option("--seed", default=0, show_default=True, help="Of weights, order and augmentation.")
 @click.option("--lr", default=4e-3, show_default=True, help="Peak learning rate.")
 @click.option("--batch-size", default=256, show_default=True, help="Images in a step.")
-@click.option("--augment", default="shift", show_default=True, help="none, shift or shift-flip.")
+@click.option("--augment", default="shift", show_default=True, help="none, shift, shift-flip, crop-flip or affine.")
 @click.option("--weight-decay", default=0.1, show_default=True, help="Decoupled weight decay.")
 @click.option("--validation", default=0, show_default=True, help="Training images held out, scored every epoch.")
 @click.option("--balance", is_flag=True, help="Weight classes by inverse frequency.")
 @click.option("--activation", default="poly", show_default=True, help="poly or square.")
 @click.option("--grid-bits", default=8, show_default=True, help="Snap weights to multiples of 2**-bits; 0: do not.")
+@click.option("--label-smoothing", default=0.0, show_default=True, help="Share of a target spread over all classes.")
+@click.option("--precision", default="float32", show_default=True, help="float32, or bfloat16 for large convolutions.")
+@click.option("--initial", type=click.Path(path_type=Path), help="Go on from this model, without batch norm.")
 @click.option("--limit", type=int, help="Use only so many images of either split.")
 @data_option
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for the training.")
@@ -51,6 +72,9 @@ def train(
     balance: bool,
     activation: str,
     grid_bits: int,
+    label_smoothing: float,
+    precision: str,
+    initial: Path | None,
     limit: int | None,
     data: Path | None,
     device: str,
@@ -80,6 +104,9 @@ def train(
         grid_bits=grid_bits,
         limit=limit,
         device=device,
+        label_smoothing=label_smoothing,
+        precision=precision,
+        initial=initial,
     )
     models.save(result.model, out, result.card)
     if as_json:
