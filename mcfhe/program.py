@@ -21,6 +21,7 @@ from mcfhe.graph.settings import Settings, whole
 from mcfhe.graph.steps import IntegerProgram
 from mcfhe.graph.storage import Scales, decode_graph, encode_graph, identity
 from mcfhe.modular.constants import rounding_notes
+from mcfhe.modular.params import MAX_LIMBS
 from mcfhe.modular.plan import constants_of, input_intervals, input_orders, lower, max_noise, quantise
 from mcfhe.spec import PROFILES, ClientSpec, ProfileSpec
 
@@ -88,6 +89,11 @@ class Program:
     def labels(self) -> tuple[str, ...]:
         """Name of each score."""
         return self.settings.labels
+
+    @property
+    def key_bytes(self) -> int:
+        """Of an evaluation key with as many limbs as any may have, packed."""
+        return 4 * MAX_LIMBS
 
     def integer_program(self, profile: str) -> IntegerProgram:
         """The steps with the orders and constants of one profile."""

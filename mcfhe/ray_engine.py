@@ -23,7 +23,7 @@ import torch
 from mcfhe.errors import McfheError, ParameterError
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.program import Program
-from mcfhe.sharded import DEADLINE_S, ShardedServer
+from mcfhe.sharded import DEADLINE_S, ShardedServer, require_shards
 
 START_S = 120.0  # until all actors have loaded torch and the program
 ASK_AGAIN_S = 0.5
@@ -122,6 +122,8 @@ def ray_evaluators(
     if device not in ("cpu", "cuda"):
         raise ParameterError(f"device {device!r}: with Ray choose cpu or cuda; Ray says which GPU an actor gets")
     ray = connect(address, workers)
+    for program in programs:
+        require_shards(program)
     resource = "GPU" if device == "cuda" else "CPU"
     found = int(ray.cluster_resources().get(resource, 0))
     count = workers or found

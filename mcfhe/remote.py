@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mcfhe.errors import FormatError, McfheError, MismatchError, ParameterError, ServiceError
+from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.spec import ClientSpec
 from mcfhe.wire import Request, Response, check_match
@@ -139,7 +140,7 @@ class RemoteServer:
         check_match("client spec", "program_id", spec.program_id, program_id)
         return spec
 
-    def register(self, key: EvaluationKey) -> None:
+    def register(self, key: EvaluationKey | LatticeEvaluationKey) -> None:
         """Upload an evaluation key, once a session; :meth:`evaluate` does so by itself."""
         self._send("POST", "/v1/keys", key.to_bytes())
         self._registered.add(key.key_id)
@@ -163,7 +164,7 @@ class RemoteServer:
         response: Response = Response.from_bytes(data)
         for name in ("program_id", "key_id", "request_id"):
             check_match("response", name, getattr(response, name), getattr(request, name))
-        for name in ("profile", "lanes", "batch"):
+        for name in ("batch",) if not hasattr(request, "lanes") else ("profile", "lanes", "batch"):
             found, expected = getattr(response, name), getattr(request, name)
             if found != expected:
                 what = f"{found} images" if name == "batch" else f"{name} {found}"

@@ -105,8 +105,8 @@ class Server:
     :class:`mcfhe.lattice.server.LatticeServer`, which has the same methods.
     """
 
-    def __new__(cls, program: Any, *args: Any, **kwargs: Any) -> Any:
-        if program.scheme == "lattice":
+    def __new__(cls, program: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if cls is Server and getattr(program, "scheme", None) == "lattice":
             from mcfhe.lattice.server import LatticeServer
 
             return LatticeServer(program, *args, **kwargs)

@@ -257,6 +257,14 @@ def when_done(future: Future[Any]) -> Future[Any]:
     return settled
 
 
+def require_shards(program: Any) -> None:
+    """ParameterError for a lattice program: its limbs meet in every ciphertext."""
+    if program.scheme == "lattice":
+        raise ParameterError(
+            f"program {program.program_id[:12]}: a lattice program runs on one device; name one, with --engine local"
+        )
+
+
 def local_evaluator(program: Program, device: str = "cpu", deadline_s: float = DEADLINE_S) -> Evaluator:
     """An evaluator on devices of this process: "cpu", "cuda:1", a list "cuda:0,cuda:1", or "cuda" for all GPUs.
 
@@ -267,4 +275,5 @@ def local_evaluator(program: Program, device: str = "cpu", deadline_s: float = D
         devices = [f"cuda:{index}" for index in range(count)]
     if len(devices) == 1:
         return Server(program, devices[0])
+    require_shards(program)
     return ShardedServer(program, [LocalWorker(program, name) for name in devices], deadline_s)

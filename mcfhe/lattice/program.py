@@ -120,6 +120,12 @@ class LatticeProgram:
         """Images that fit one request."""
         return self.plan.degree // 2
 
+    @property
+    def key_bytes(self) -> int:
+        """Of a relinearisation key, packed."""
+        digits = self.plan.limbs
+        return 4 * digits * 2 * (digits + 1) * self.plan.degree
+
     def integer_program(self) -> IntegerProgram:
         """The steps, with a ring and levels."""
         return self._program

@@ -17,7 +17,6 @@ from starlette.routing import Route
 
 from mcfhe.container import read_header
 from mcfhe.errors import ParameterError
-from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.server import Evaluator
 from mcfhe.service.admission import Gate, Ticket, read_body
 from mcfhe.service.guard import Guard
@@ -30,7 +29,7 @@ from mcfhe.service.scheduler import Job, Scheduler
 from mcfhe.service.sessions import Sessions
 from mcfhe.service.settings import MAX_KEY_BYTES, ServiceSettings
 from mcfhe.service.tokens import Tokens
-from mcfhe.wire import Request
+from mcfhe.wire import Request, read_evaluation_key
 
 
 class Service:
@@ -51,7 +50,8 @@ class Service:
         self.accepting = False
         owners = 1 if tokens is None else len(tokens)
         self._gate = Gate(settings.max_inflight, settings.max_inflight_bytes, owners)
-        self._sessions = Sessions(settings.max_keys, settings.session_s)
+        self._largest_key = max(MAX_KEY_BYTES, *(server.program.key_bytes + MAX_KEY_BYTES for server in servers))
+        self._sessions = Sessions(settings.max_keys, settings.session_s, settings.max_key_bytes)
         self._replays = Replays(settings.replay_s, settings.max_replay_bytes)
         self._decoder = ThreadPoolExecutor(2, thread_name_prefix="mcfhe-decode")
         self._scheduler = Scheduler(settings.max_batch_streams, self.metrics)
@@ -128,8 +128,8 @@ class Service:
     async def register(self, http: HttpRequest) -> Response:
         """Register an evaluation key for this token, or renew its session."""
         with self._enter(http.state.owner) as ticket:
-            body = await read_body(http, ticket, self.settings, MAX_KEY_BYTES)
-            key = await asyncio.get_running_loop().run_in_executor(self._decoder, EvaluationKey.from_bytes, body)
+            body = await read_body(http, ticket, self.settings, self._largest_key)
+            key = await asyncio.get_running_loop().run_in_executor(self._decoder, read_evaluation_key, body)
             self._sessions.register(http.state.owner, key)
         answer = {"key_id": key.key_id, "expires_in_s": self._sessions.session_s}
         return Response(json.dumps(answer), 201, media_type="application/json")

@@ -29,10 +29,9 @@ class Job:
     since: float = field(default_factory=time.monotonic)
 
     @property
-    def group(self) -> tuple[str, str, str, int]:
+    def group(self) -> tuple[object, ...]:
         """Jobs of one group may be evaluated together."""
-        request = self.request
-        return request.program_id, request.key_id, request.profile, request.lanes
+        return self.request.group
 
     @property
     def streams(self) -> int:
