@@ -84,7 +84,7 @@ struct KeySwitch {
 
 // Parts over blockIdx.x, positions over blockIdx.y.
 template <class S>
-__global__ void __launch_bounds__(S::kThreads)
+__global__ void __launch_bounds__(S::kThreads, 1)
     switch_special_kernel(const KeySwitch s,
                           const uint32_t* __restrict__ digits,  // [gridDim.y, L, n], natural order
                           uint32_t* __restrict__ special) {     // [gridDim.y, 2, n]
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(S::kThreads)
 
 // Limbs and parts over blockIdx.x, so that the readers of a digit are neighbours; positions over blockIdx.y.
 template <class S>
-__global__ void __launch_bounds__(S::kThreads)
+__global__ void __launch_bounds__(S::kThreads, 1)
     switch_target_kernel(const KeySwitch s, const int64_t positions,
                          const int64_t* __restrict__ x,         // [L, positions, 3, n], the first gridDim.y positions
                          const uint32_t* __restrict__ digits,   // [gridDim.y, L, n], natural order
