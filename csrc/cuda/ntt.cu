@@ -26,10 +26,13 @@ __global__ void __launch_bounds__(S::kThreads, 1024 / S::kThreads)
   const int64_t n = part.polynomial_size();
   const int64_t at = rows.at(limb, blockIdx.x / S::kParts);
   const uint32_t q = static_cast<uint32_t>(__ldg(moduli + limb));
-  int64_t* const to = y + at + part.first();
   forward_part(
       reinterpret_cast<uint32_t*>(memory), Residues{x + at},
-      [&](int, int pair, uint32_t low, uint32_t high) { store_pair(to, pair, canonical(low, q), canonical(high, q)); },
+      [&](int, int pair, uint32_t low, uint32_t high) {
+        // Computed here, not kept in registers through the transform.
+        int64_t* const to = y + rows.at(opaque(blockIdx.y), opaque(blockIdx.x) / S::kParts) + part.first();
+        store_pair(to, pair, canonical(low, q), canonical(high, q));
+      },
       forward_roots(tables + limb * 4 * n, n, q), part);
 }
 

@@ -28,12 +28,16 @@ __global__ void __launch_bounds__(S::kThreads, 1024 / S::kThreads)
   const Part<S> part{log_size, blockIdx.x % S::kParts};
   const int64_t n = part.polynomial_size();
   const DivisionConstants c = constants[limb];
-  const int64_t at = (limb * runs + run) * n + part.first();
   forward_part(
       reinterpret_cast<uint32_t*>(memory), shifted_words(last + run * n, c),
       [&](int, int pair, uint32_t low, uint32_t high) {
+        // Loaded and computed here, not kept in registers through the transform.
+        const uint32_t block = opaque(blockIdx.x);
+        const int64_t target = block / S::kParts;
+        const DivisionConstants d = constants[target];
+        const int64_t at = (target * runs + opaque(blockIdx.y)) * n + Part<S>{log_size, block % S::kParts}.first();
         const uint2 v = load_pair(x + at, pair);
-        store_pair(y + at, pair, divide(v.x, low, c), divide(v.y, high, c));
+        store_pair(y + at, pair, divide(v.x, low, d), divide(v.y, high, d));
       },
       forward_roots(tables + limb * 4 * n, n, c.q), part);
 }
