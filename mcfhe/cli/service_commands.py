@@ -24,6 +24,7 @@ from mcfhe.cli.common import (
     stdout,
 )
 from mcfhe.errors import McfheError, ParameterError
+from mcfhe.wording import LATTICE_LINE, SECURITY_LINE
 
 if TYPE_CHECKING:
     from mcfhe.server import Evaluator
@@ -177,7 +178,6 @@ def classify(
     from mcfhe.client import Client
     from mcfhe.remote import RemoteServer
 
-    security_line(quiet)
     labels: list[str] = []
     scores: list[list[float]] = []
     with (
@@ -185,6 +185,7 @@ def classify(
         RemoteServer(url, _token(token_file), timeout_s=timeout, retries=retries, ca_file=ca_file) as server,
         progress_bar("classify", quiet or as_json) as update,
     ):
+        security_line(quiet, LATTICE_LINE if client.spec.scheme == "lattice" else SECURITY_LINE)
         pixels, names, _ = load_images(images, dataset, data, count, client.spec.input_shape)
         for start in range(0, len(pixels), batch):
             part = pixels[start : start + batch]
