@@ -164,7 +164,7 @@ class RemoteServer:
         for name in ("program_id", "key_id", "request_id"):
             check_match("response", name, getattr(response, name), getattr(request, name))
         for name in ("profile", "lanes", "batch"):
-            found, expected = getattr(response, name), getattr(request, name)
+            found, expected = getattr(response, name, None), getattr(request, name, None)
             if found != expected:
                 what = f"{found} images" if name == "batch" else f"{name} {found}"
                 raise MismatchError(f"response: {what}, {expected} expected; it belongs to another request")

@@ -29,9 +29,11 @@ class Job:
     since: float = field(default_factory=time.monotonic)
 
     @property
-    def group(self) -> tuple[str, str, str, int]:
+    def group(self) -> tuple[object, ...]:
         """Jobs of one group may be evaluated together."""
         request = self.request
+        if self.server.program.scheme != "modular":  # one ciphertext holds all images of its request
+            return (id(self),)
         return request.program_id, request.key_id, request.profile, request.lanes
 
     @property
