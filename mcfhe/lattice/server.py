@@ -70,6 +70,3 @@ class LatticeServer:
         request.check_ranges()
         residues = self._engine.run(self.bind(request.evaluation_key), request.ciphertext, progress)
         return LatticeResponse.for_request(request, residues)
-
-    def close(self) -> None:
-        """Nothing to give back."""
