@@ -24,6 +24,7 @@ BIN := $(abspath $(VENV))/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 REPORTS := build/reports
+COMMA := ,
 CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 CXX_FORMATTED := $(shell git ls-files --cached --others --exclude-standard 'csrc/**.cpp' 'csrc/**.h' 'csrc/**.cu' 'csrc/**.cuh' 'csrc/*.cpp' 'csrc/*.h' 2>/dev/null)
 
@@ -55,8 +56,11 @@ else
 endif
 	@touch $@
 
+# The tests of the web page drive a Chromium that is there already; where there is none, they are skipped.
+CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+
 $(VENV)/.ready: $(VENV)/.python setup.py pyproject.toml $(CSRC)
-	$(PIP) --no-build-isolation --editable ".[dev]"
+	$(PIP) --no-build-isolation --editable ".[$(if $(CHROMIUM),dev$(COMMA)browser,dev)]"
 	@touch $@
 
 demo: setup

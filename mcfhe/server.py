@@ -83,6 +83,8 @@ class Server:
         MismatchError for another program, ParameterError for an amplification, scale or image shape the program does
         not prescribe, CapacityError for moduli whose product the proved output bound does not fit.
         """
+        if not isinstance(request, Request):
+            raise MismatchError("request: of another scheme, this program is of the modular scheme")
         spec, key = self.program.client_spec(), request.evaluation_key
         if request.program_id != self.program.program_id:
             raise MismatchError(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from mcfhe import ops, reference
 from mcfhe.lattice import ring
@@ -16,7 +22,7 @@ from tests.test_ops import LATTICE_OPS
 MIXED_BITS = [31, 20, 30, 29, 31]
 
 
-def basis(n: int, bits: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def basis(n: int, bits: list[int]) -> tuple[Tensor, Tensor]:
     primes = ring.ntt_primes(n, bits)
     return torch.tensor(primes), ring.ntt_tables(primes, n)
 
@@ -84,7 +90,7 @@ def test_relinearise_and_rescale_equal_oracle(data: st.DataObject) -> None:
     shape = data.draw(st.sampled_from([(), (1,), (3,), (2, 1, 2)]))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1 << 30)))
 
-    def draw(*size: int) -> torch.Tensor:
+    def draw(*size: int) -> Tensor:
         return torch.stack([torch.randint(0, q, size, generator=generator) for q in moduli.tolist()])
 
     x = draw(*shape, 3 * n)[:-1]
@@ -93,6 +99,17 @@ def test_relinearise_and_rescale_equal_oracle(data: st.DataObject) -> None:
     assert torch.equal(got, reference.relinearise(x, keys, tables, moduli))
     y = draw(*shape, 2 * n)
     assert torch.equal(ops.rescale(y, tables, moduli), reference.rescale(y, tables, moduli))
+
+
+def test_positions_do_not_mix(residues: Residues) -> None:
+    """So many limbs that one reading of the keys serves several positions: as one position at a time."""
+    n = 1024
+    moduli, tables = basis(n, [30] * 33 + [31])
+    x = residues(moduli[:-1], 6, 3 * n)
+    keys = residues(moduli, 33, 2, n).permute(1, 2, 0, 3).contiguous()
+    together = ops.relinearise(x, keys, tables, moduli)
+    for i in range(6):
+        assert torch.equal(together[:, i], ops.relinearise(x[:, i], keys, tables, moduli))
 
 
 @pytest.mark.parametrize("streams", [None, 0, 1, 5, 9, 18])
@@ -125,3 +142,111 @@ def test_opcheck_every_lattice_op(residues: Residues) -> None:
         torch.library.opcheck(op, arguments)  # type: ignore[arg-type]
         covered.add(op.name().split("::")[1])  # type: ignore[attr-defined]
     assert covered == LATTICE_OPS
+
+
+def _call(op: str, **changes: object) -> Tensor:
+    moduli, tables = basis(16, [30, 30, 31])
+    arguments: dict[str, object] = {
+        "ntt": {"x": torch.zeros(3, 2, 32, dtype=torch.int64), "tables": tables, "moduli": moduli},
+        "tensor_square": {"x": torch.zeros(3, 2, 32, dtype=torch.int64), "moduli": moduli},
+        "relinearise": {
+            "x": torch.zeros(2, 2, 48, dtype=torch.int64),
+            "keys": torch.zeros(2, 2, 3, 16, dtype=torch.int64),
+            "tables": tables,
+            "moduli": moduli,
+        },
+        "rescale": {"x": torch.zeros(3, 2, 32, dtype=torch.int64), "tables": tables, "moduli": moduli},
+        "add_const": {
+            "x": torch.zeros(3, 2, 32, dtype=torch.int64),
+            "constant": torch.zeros(3, 1, dtype=torch.int64),
+            "moduli": moduli,
+        },
+    }[op]
+    arguments.update(changes)
+    return getattr(ops, op)(**arguments)
+
+
+def _swapped() -> Tensor:
+    return basis(16, [30, 30, 31])[1][[1, 0, 2]]
+
+
+def _same_prime_twice() -> dict[str, object]:
+    moduli, tables = basis(16, [30, 30, 31])
+    return {"moduli": moduli[[0, 1, 1]], "tables": tables[[0, 1, 1]]}
+
+
+REFUSALS = {
+    "x dtype": ("ntt", {"x": torch.zeros(3, 32)}, "x must be int64"),
+    "x rank": ("ntt", {"x": torch.zeros(3, dtype=torch.int64)}, r"x has shape \[3\]"),
+    "stream": ("ntt", {"x": torch.zeros(3, 24, dtype=torch.int64)}, "24 streams, which n = 16 of tables does not"),
+    "tables dtype": ("ntt", {"tables": torch.zeros(3, 4, 16)}, "tables must be int32"),
+    "tables shape": ("ntt", {"tables": torch.zeros(3, 4, 12, dtype=torch.int32)}, r"tables has shape \[3, 4, 12\]"),
+    "tables of too few limbs": ("rescale", {"tables": ring.ntt_tables([97, 193], 16)}, r"\[3, 4, n\]"),
+    "tables of other moduli": ("ntt", {"tables": _swapped()}, r"tables\[0\] are not the transform's"),
+    "moduli shape": ("rescale", {"moduli": torch.tensor([97])}, r"moduli has shape \[1\]"),
+    "moduli without roots": ("ntt", {"moduli": torch.tensor([97, 193, 101])}, r"moduli\[2\] = 101 must be a prime"),
+    "modulus 2^31": ("ntt", {"moduli": torch.tensor([97, 193, 1 << 31])}, r"moduli\[2\] = 2147483648"),
+    "residue q": ("ntt", {"x": torch.full((3, 32), (1 << 31) - 1)}, "outside 0 <= r < b"),
+    "negative residue": ("rescale", {"x": torch.full((3, 32), -1)}, "outside 0 <= r < b"),
+    "square residue": ("tensor_square", {"x": torch.full((3, 32), 1 << 40)}, "outside 0 <= r < b"),
+    "relinearise residue": ("relinearise", {"x": torch.full((2, 48), 1 << 40)}, "outside 0 <= r < b"),
+    "one component": ("tensor_square", {"x": torch.zeros(3, 33, dtype=torch.int64)}, "33 streams but must have 2 "),
+    "shift shape": ("tensor_square", {"shift": torch.zeros(3, 3, dtype=torch.int64)}, r"shift has shape \[3, 3\]"),
+    "shift range": ("tensor_square", {"shift": torch.full((3, 1), -1)}, "shift holds -1 in limb 0"),
+    "coefficients": ("tensor_square", {"coefficients": torch.zeros(3, 1, 2, dtype=torch.int64)}, "coefficients has"),
+    "two components": ("relinearise", {"x": torch.zeros(2, 2, 32, dtype=torch.int64)}, "must have 3 \\* n = 48"),
+    "keys shape": ("relinearise", {"keys": torch.zeros(2, 2, 2, 16, dtype=torch.int64)}, r"keys has shape"),
+    "keys range": ("relinearise", {"keys": torch.full((2, 2, 3, 16), -1)}, "keys holds a value outside"),
+    "special prime used": ("relinearise", _same_prime_twice(), "shares a factor"),
+    "last prime used": ("rescale", _same_prime_twice(), "shares a factor"),
+    "one limb": (
+        "rescale",
+        {"x": torch.zeros(1, 16, dtype=torch.int64), "moduli": torch.tensor([97]), "tables": ring.ntt_tables([97], 16)},
+        "1 limb",
+    ),
+    "streams": ("add_const", {"streams": 33}, "streams = 33 must lie in 0..32"),
+    "negative streams": ("add_const", {"streams": -1}, "streams = -1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals_name_the_argument(name: str) -> None:
+    op, changes, message = REFUSALS[name]
+    with pytest.raises(RuntimeError, match=message):
+        _call(op, **changes)
+
+
+def test_empty_and_non_contiguous_inputs(residues: Residues) -> None:
+    moduli, tables = basis(128, [30, 30, 31])
+    keys = residues(moduli, 2, 2, 128).permute(1, 2, 0, 3)
+    for count in (0, 3):
+        x = residues(moduli, 3 * 128, count).transpose(1, 2)
+        assert x.is_contiguous() == (count == 0)
+        dense = x.contiguous()
+        assert torch.equal(ops.ntt(x, tables, moduli), ops.ntt(dense, tables, moduli))
+        assert torch.equal(ops.tensor_square(x, moduli), ops.tensor_square(dense, moduli))
+        assert torch.equal(ops.rescale(x, tables, moduli), ops.rescale(dense, tables, moduli))
+        got = ops.relinearise(x[:2], keys, tables, moduli)
+        assert got.shape == (2, count, 256)
+        assert torch.equal(got, ops.relinearise(dense[:2].clone(), keys.contiguous(), tables, moduli))
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2"])
+def test_other_instruction_sets(isa: str) -> None:
+    """This file and SEAL's again under another instruction set; tests/test_ops.py does so for the other ops."""
+    if os.environ.get("MCFHE_CPU_ISA"):
+        pytest.skip("already running under a forced instruction set")
+    with Path("/proc/cpuinfo").open() as cpuinfo:
+        if isa == "avx2" and " avx2 " not in cpuinfo.read():
+            pytest.skip("this processor has no AVX2")
+    here = Path(__file__)
+    files = [here, here.with_name("test_lattice_seal.py")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not opcheck", *files],
+        env={**os.environ, "MCFHE_CPU_ISA": isa},
+        cwd=here.parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]

@@ -103,6 +103,7 @@ def test_by_the_package(profile: str) -> None:
     assert response.to_bytes() == message(profile, "response")
     expected = [[int(v) for v in row] for row in case["score_integers"]]
     assert client.decrypt_integers(response, request_id=case["request_id"]) == expected
+    assert client.decrypt(response).tolist() == case["scores"]
     values = np.array([[int(v) for v in row] for row in case["input_integers"]], object).reshape(-1, 1, 4, 4)
     assert program.evaluate_integers(values, profile) == expected
 

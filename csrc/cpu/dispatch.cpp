@@ -68,10 +68,4 @@ int64_t pointwise_tasks(const PointwiseParams& p) {
   return p.limbs * p.channels * ((p.inner + kPointwiseBlock - 1) / kPointwiseBlock);
 }
 
-int64_t tensor_square_tasks(const TensorSquareParams& p) {
-  return p.limbs * p.channels * p.positions * ((p.n + kPointwiseBlock - 1) / kPointwiseBlock);
-}
-int64_t relinearise_scratch_words(const RelineariseParams& p) { return (2 * p.limbs + 4) * p.n; }
-int64_t rescale_scratch_words(const RingParams& p) { return 2 * p.n; }
-
 }  // namespace mcfhe::cpu

@@ -40,18 +40,28 @@ struct TensorSquareJob {
 };
 int64_t tensor_square_tasks(const TensorSquareParams& p);
 
-// Task: one position, all limbs.
+// Keys are packed in the order they are read: [L + 1, n / key_run, L, 2, key_run].
+
+struct RelinearisePlan {
+  int64_t positions;  // in a task, which share a reading of the keys
+  int64_t key_run;    // words, a multiple of every vector's
+  int64_t packed_words;
+  int64_t scratch_words;
+};
+RelinearisePlan plan_relinearise(const RelineariseParams& p);
+
+// Task: up to plan.positions positions, all limbs.
 struct RelineariseJob {
   RelineariseParams p;
+  RelinearisePlan plan;
   RingTables ring;          // L + 1 limbs, the special prime last
   const int64_t* x;         // [L, positions, 3 n]
   const int64_t* keys;      // [L, 2, L + 1, n]
-  const uint32_t* packed;   // [L + 1, L, 2, n], made by pack_keys
+  const uint32_t* packed;   // made by pack_keys
   const uint32_t* inverse;  // [L], special prime^-1 mod q_l
   int64_t* y;               // [L, positions, 2 n]
   BadResidue* bad;
 };
-int64_t relinearise_scratch_words(const RelineariseParams& p);
 
 // Task: one run of n residues, all limbs.
 struct RescaleJob {
@@ -71,7 +81,7 @@ struct LatticeKernels {
   void (*tensor_square)(const TensorSquareJob&, int64_t task);
   // Task: one row of n residues of the keys.
   void (*pack_keys)(const RelineariseJob&, int64_t task, uint32_t* packed);
-  void (*relinearise)(const RelineariseJob&, int64_t task, uint32_t* scratch);
+  void (*relinearise)(const RelineariseJob&, int64_t first, int64_t count, uint32_t* scratch);
   void (*rescale)(const RescaleJob&, int64_t task, uint32_t* scratch);
 };
 

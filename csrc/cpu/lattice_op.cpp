@@ -1,7 +1,9 @@
 // ntt, tensor_square, relinearise and rescale on the CPU.
 #include "../lattice_checks.h"
 
+#include <algorithm>
 #include <memory>
+#include <new>
 
 #include "../kernels/modmath.h"
 #include "run.h"
@@ -9,12 +11,23 @@
 namespace mcfhe::cpu {
 namespace {
 
-// Runs `task` for every task of `residues` entries with scratch of `words` words a thread.
-template <class Task>
-void run_with_scratch(int64_t tasks, int64_t residues, int64_t words, const Task& task) {
+// Words on a cache line's boundary, so that no vector straddles two.
+struct FreeWords {
+  void operator()(uint32_t* p) const { ::operator delete[](p, std::align_val_t{64}); }
+};
+using WordBuffer = std::unique_ptr<uint32_t[], FreeWords>;
+WordBuffer allocate_words(int64_t count) {
+  WordBuffer words(new (std::align_val_t{64}) uint32_t[static_cast<size_t>(count)]);
+  advise_huge_pages(words.get(), count * int64_t{sizeof(uint32_t)});
+  return words;
+}
+
+// Runs `range(begin, end, scratch)` over all tasks of about `residues` entries with `words` words of scratch a thread.
+template <class Range>
+void run_with_scratch(int64_t tasks, int64_t residues, int64_t words, const Range& range) {
   torch::stable::parallel_for(0, tasks, grain_for(residues), [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<uint32_t[]> scratch(new uint32_t[static_cast<size_t>(words)]);
-    for (int64_t i = begin; i < end; ++i) task(i, scratch.get());
+    const WordBuffer scratch = allocate_words(words);
+    range(begin, end, scratch.get());
   });
 }
 
@@ -57,7 +70,9 @@ Tensor ntt(const Tensor& x, const Tensor& tables, const Tensor& moduli, bool inv
   BadResidue bad;
   const LatticeKernels& table = lattice_kernels(p.n);
   const NttJob job{p, ring, inverse, xd.const_data_ptr<int64_t>(), y.mutable_data_ptr<int64_t>(), &bad};
-  run_with_scratch(p.limbs * p.runs, p.n, p.n, [&](int64_t task, uint32_t* scratch) { table.ntt(job, task, scratch); });
+  run_with_scratch(p.limbs * p.runs, p.n, p.n, [&](int64_t begin, int64_t end, uint32_t* scratch) {
+    for (int64_t task = begin; task < end; ++task) table.ntt(job, task, scratch);
+  });
   refuse_bad_residue(op, bad);
   return y;
 }
@@ -96,9 +111,11 @@ Tensor relinearise(const Tensor& x, const Tensor& keys, const Tensor& tables, co
   const std::vector<uint32_t> inverse = inverses(op, ring, p.limbs, ring.moduli[p.limbs]);
   const Tensor y = empty_like_shape(x, reshaped(x, p.limbs, 2 * p.n));
   if (y.numel() == 0) return y;
-  const std::unique_ptr<uint32_t[]> packed(new uint32_t[static_cast<size_t>(kd.numel())]);
+  const RelinearisePlan plan = plan_relinearise(p);
+  const WordBuffer packed = allocate_words(plan.packed_words);
   BadResidue bad_key, bad;
   const RelineariseJob job{p,
+                           plan,
                            ring,
                            xd.const_data_ptr<int64_t>(),
                            kd.const_data_ptr<int64_t>(),
@@ -115,8 +132,12 @@ Tensor relinearise(const Tensor& x, const Tensor& keys, const Tensor& tables, co
   STD_TORCH_CHECK(!bad_key.seen.load(),
                   "mcfhe::relinearise: keys holds a value outside 0 <= r < q of its modulus; keys made for other "
                   "moduli?");
-  run_with_scratch(p.positions, p.n * p.limbs * p.limbs, relinearise_scratch_words(p),
-                   [&](int64_t task, uint32_t* scratch) { table.relinearise(job, task, scratch); });
+  run_with_scratch(p.positions, p.n * p.limbs * p.limbs, job.plan.scratch_words,
+                   [&](int64_t begin, int64_t end, uint32_t* scratch) {
+                     for (int64_t first = begin; first < end; first += job.plan.positions) {
+                       table.relinearise(job, first, std::min(end - first, job.plan.positions), scratch);
+                     }
+                   });
   refuse_bad_residue(op, bad);
   return y;
 }
@@ -132,8 +153,9 @@ Tensor rescale(const Tensor& x, const Tensor& tables, const Tensor& moduli) {
   BadResidue bad;
   const LatticeKernels& table = lattice_kernels(p.n);
   const RescaleJob job{p, ring, xd.const_data_ptr<int64_t>(), inverse.data(), y.mutable_data_ptr<int64_t>(), &bad};
-  run_with_scratch(p.runs, p.n * p.limbs, rescale_scratch_words(p),
-                   [&](int64_t task, uint32_t* scratch) { table.rescale(job, task, scratch); });
+  run_with_scratch(p.runs, p.n * p.limbs, rescale_scratch_words(p), [&](int64_t begin, int64_t end, uint32_t* scratch) {
+    for (int64_t task = begin; task < end; ++task) table.rescale(job, task, scratch);
+  });
   refuse_bad_residue(op, bad);
   return y;
 }

@@ -36,6 +36,8 @@ class LatticeServer:
     def check(self, request: LatticeRequest) -> None:
         """Refuse what this program cannot answer: MismatchError for another program or ring, ParameterError for images
         of another shape."""
+        if not isinstance(request, LatticeRequest):
+            raise MismatchError("request: of the modular scheme, this program is of the lattice scheme")
         spec = self.program.client_spec()
         if request.program_id != self.program.program_id:
             raise MismatchError(

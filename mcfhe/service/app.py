@@ -23,6 +23,7 @@ from mcfhe.service.admission import Gate, Ticket, read_body
 from mcfhe.service.guard import Guard
 from mcfhe.service.metrics import Metrics
 from mcfhe.service.openapi import describe
+from mcfhe.service.page import routes as page_routes
 from mcfhe.service.refusal import Refusal, error_response
 from mcfhe.service.replay import Replays
 from mcfhe.service.scheduler import Job, Scheduler
@@ -64,6 +65,7 @@ class Service:
         ]
         self.app = Starlette(
             routes=[
+                *page_routes(),
                 Route("/healthz", self.health),
                 Route("/readyz", self.ready),
                 Route("/metrics", self.prometheus),

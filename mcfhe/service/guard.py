@@ -14,10 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mcfhe.errors import McfheError
 from mcfhe.service.logs import log
 from mcfhe.service.metrics import Metrics
+from mcfhe.service.page import PAGE_PATHS
 from mcfhe.service.refusal import Refusal, error_response
 from mcfhe.service.tokens import Tokens
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"}) | PAGE_PATHS
 _DRAIN_SECONDS = 2.0  # in all
 _DRAIN_PAUSE_SECONDS = 0.25  # without a byte: the sender waits for the answer or has stalled
 

@@ -84,7 +84,7 @@ def test_secrets_are_refused(live: Live) -> None:
 @pytest.mark.parametrize(
     ("path", "method", "status"),
     [
-        ("/", "GET", 404),
+        ("/nowhere", "GET", 404),
         ("/v1/programs/", "GET", 404),
         ("/v1/programs/" + "0" * 64 + "/spec", "GET", 404),
         ("/v1/programs/..%2f..%2fetc/spec", "GET", 404),

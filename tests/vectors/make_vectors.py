@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
@@ -18,13 +18,35 @@ import torch
 from torch import nn
 
 import mcfhe
-from mcfhe.modular import encrypt
+from mcfhe.modular import encrypt, keys
 from mcfhe.modular.csprng import RandomStream
 
 HERE = Path(__file__).parent
 USER_KEY = bytes(range(32))
 SALT = b"mcfhe vectors v1"
 LANES = 3
+
+
+class Recorded(RandomStream):
+    """A stream that keeps what it gave out, for implementations that want to draw the same."""
+
+    made: ClassVar[dict[bytes, Recorded]] = {}  # by purpose
+
+    def __init__(self, seed: bytes) -> None:
+        super().__init__(seed)
+        self.given = bytearray()
+
+    @classmethod
+    def from_key(cls, key: bytes, salt: bytes, info: bytes) -> Recorded:
+        stream = super().from_key(key, salt, info)
+        assert isinstance(stream, Recorded)
+        cls.made[info.split(b"/")[3]] = stream
+        return stream
+
+    def random_bytes(self, size: int) -> np.ndarray:
+        out = super().random_bytes(size)
+        self.given += out.tobytes()
+        return out
 
 
 class Tiny(nn.Module):
@@ -54,10 +76,11 @@ def make(folder: Path) -> None:
     images = (np.arange(32, dtype=np.uint8) * 37 + 11).reshape(2, 1, 4, 4)
     server, cases = mcfhe.Server(program), {}
     for profile in ("patent", "hardened"):
-        client = mcfhe.Client.generate(
-            program.client_spec(), LANES, profile, redundancy=1, user_key=USER_KEY, salt=SALT
-        )
-        stream = RandomStream.from_key(USER_KEY, SALT, b"mcfhe/test-vectors/1/" + profile.encode())
+        with mock.patch.object(keys, "RandomStream", Recorded):
+            client = mcfhe.Client.generate(
+                program.client_spec(), LANES, profile, redundancy=1, user_key=USER_KEY, salt=SALT
+            )
+        stream = Recorded.from_key(USER_KEY, SALT, b"mcfhe/test-vectors/1/" + profile.encode())
         request_id = hashlib.sha256(profile.encode()).hexdigest()[:32]
         with mock.patch.object(encrypt.RandomStream, "from_os", return_value=stream):
             request, integers = client.encrypt(images, return_integers=True)
@@ -71,8 +94,11 @@ def make(folder: Path) -> None:
         }
         for name, data in files.items():
             (folder / f"{profile}.{name}").write_bytes(data)
+        drawn = {"moduli": b"moduli", "positions": b"positions", "encrypt": profile.encode()}
         cases[profile] = _describe(client, integers, client.decrypt_integers(response), request_id) | {
-            "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+            "scores": client.decrypt(response).tolist(),
+            "random_hex": {name: Recorded.made[purpose].given.hex() for name, purpose in drawn.items()},
+            "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         }
     body = {
         "format": "mcfhe/test-vectors",
