@@ -5,11 +5,14 @@
 // root for every 64 bytes of output. Independent hashes are computed eight at a time, one in each lane of a vector.
 // SEAL's stream (native/src/seal/randomgen.cpp) is the concatenation of 4,096-byte outputs for the inputs 0, 1, 2, ..
 
-constexpr int64_t kLanes = 8;
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between functions of this file alone
+
+constexpr int64_t kHashLanes = 8;
 constexpr int64_t kOutputBytes = 4096;
 constexpr int64_t kOutputWords = kOutputBytes / 8;
 constexpr int64_t kHashWords = 8;
-typedef uint64_t Lanes __attribute__((vector_size(8 * kLanes)));
+typedef uint64_t HashLanes __attribute__((vector_size(8 * kHashLanes)));
 
 constexpr uint64_t kBlakeIv[8] = {0x6a09e667f3bcc908, 0xbb67ae8584caa73b, 0x3c6ef372fe94f82b, 0xa54ff53a5f1d36f1,
                                   0x510e527fade682d1, 0x9b05688c2b3e6c1f, 0x1f83d9abfb41bd6b, 0x5be0cd19137e2179};
@@ -27,10 +30,10 @@ constexpr uint64_t kNodeFirst = 64 | uint64_t{64} << 32;           // digest, le
 constexpr uint64_t kOutputLength = static_cast<uint64_t>(kOutputBytes) << 32;
 constexpr uint64_t kNodeThird = 64 << 8;  // inner length
 
-inline Lanes broadcast(uint64_t v) { return Lanes{v, v, v, v, v, v, v, v}; }
-inline Lanes rotated(Lanes v, int bits) { return (v >> bits) | (v << (64 - bits)); }
+inline HashLanes broadcast(uint64_t v) { return HashLanes{v, v, v, v, v, v, v, v}; }
+inline HashLanes rotated(HashLanes v, int bits) { return (v >> bits) | (v << (64 - bits)); }
 
-inline void blake_mix(Lanes v[16], int a, int b, int c, int d, Lanes x, Lanes y) {
+inline void blake_mix(HashLanes v[16], int a, int b, int c, int d, HashLanes x, HashLanes y) {
   v[a] = v[a] + v[b] + x;
   v[d] = rotated(v[d] ^ v[a], 32);
   v[c] = v[c] + v[d];
@@ -43,9 +46,9 @@ inline void blake_mix(Lanes v[16], int a, int b, int c, int d, Lanes x, Lanes y)
 
 // The first `words` of 16 message words are given, the others 0; `bytes` counts all input so far.
 template <int words>
-inline void blake_compress(Lanes h[8], const Lanes* message, uint64_t bytes, bool last) {
-  const Lanes zero = broadcast(0);
-  Lanes v[16];
+inline void blake_compress(HashLanes h[8], const HashLanes* message, uint64_t bytes, bool last) {
+  const HashLanes zero = broadcast(0);
+  HashLanes v[16];
   for (int i = 0; i < 8; ++i) {
     v[i] = h[i];
     v[i + 8] = broadcast(kBlakeIv[i]);
@@ -68,32 +71,32 @@ inline void blake_compress(Lanes h[8], const Lanes* message, uint64_t bytes, boo
 }
 
 // The roots of the outputs counter, .., counter + 7.
-inline void blake_roots(const uint64_t* seed, uint64_t counter, Lanes root[8]) {
+inline void blake_roots(const uint64_t* seed, uint64_t counter, HashLanes root[8]) {
   for (int i = 0; i < 8; ++i) root[i] = broadcast(kBlakeIv[i]);
   root[0] ^= broadcast(kRootFirst);
   root[1] ^= broadcast(kOutputLength);
-  Lanes key[8];
+  HashLanes key[8];
   for (int i = 0; i < 8; ++i) key[i] = broadcast(seed[i]);
   blake_compress<8>(root, key, 128, false);
-  Lanes input = broadcast(counter);
-  for (int lane = 0; lane < kLanes; ++lane) input[lane] += static_cast<uint64_t>(lane);
+  HashLanes input = broadcast(counter);
+  for (int lane = 0; lane < kHashLanes; ++lane) input[lane] += static_cast<uint64_t>(lane);
   blake_compress<1>(root, &input, 136, true);
 }
 
 // One 4,096-byte output from its root.
 inline void blake_output(const uint64_t* root, uint64_t* out) {
-  Lanes message[8];
+  HashLanes message[8];
   for (int i = 0; i < 8; ++i) message[i] = broadcast(root[i]);
-  for (int64_t node = 0; node < kOutputWords / kHashWords; node += kLanes) {
-    Lanes h[8];
+  for (int64_t node = 0; node < kOutputWords / kHashWords; node += kHashLanes) {
+    HashLanes h[8];
     for (int i = 0; i < 8; ++i) h[i] = broadcast(kBlakeIv[i]);
     h[0] ^= broadcast(kNodeFirst);
-    Lanes second = broadcast(kOutputLength + static_cast<uint64_t>(node));
-    for (int lane = 0; lane < kLanes; ++lane) second[lane] += static_cast<uint64_t>(lane);
+    HashLanes second = broadcast(kOutputLength + static_cast<uint64_t>(node));
+    for (int lane = 0; lane < kHashLanes; ++lane) second[lane] += static_cast<uint64_t>(lane);
     h[1] ^= second;
     h[2] ^= broadcast(kNodeThird);
     blake_compress<8>(h, message, 64, true);
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
+    for (int64_t lane = 0; lane < kHashLanes; ++lane) {
       for (int64_t i = 0; i < kHashWords; ++i) out[(node + lane) * kHashWords + i] = h[i][lane];
     }
   }
@@ -103,31 +106,31 @@ inline void blake_output(const uint64_t* root, uint64_t* out) {
 struct SeedStream {
   const uint64_t* seed;
   uint64_t counter = 0;
-  int64_t at = kLanes * kOutputWords;
-  uint64_t words[kLanes * kOutputWords];
+  int64_t at = kHashLanes * kOutputWords;
+  uint64_t words[kHashLanes * kOutputWords];
 
   uint64_t next() {
-    if (at == kLanes * kOutputWords) refill();
+    if (at == kHashLanes * kOutputWords) refill();
     return words[at++];
   }
 
   void refill() {
-    Lanes roots[8];
+    HashLanes roots[8];
     blake_roots(seed, counter, roots);
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
+    for (int64_t lane = 0; lane < kHashLanes; ++lane) {
       uint64_t root[8];
       for (int i = 0; i < 8; ++i) root[i] = roots[i][lane];
       blake_output(root, words + lane * kOutputWords);
     }
-    counter += kLanes;
+    counter += kHashLanes;
     at = 0;
   }
 };
 
 // floor(2^64 / q) - 0 or 1, and the first of the words that SEAL draws again so that none is favoured.
-struct Reduction {
+struct WordReduction {
   uint64_t q, quotient, limit;
-  explicit Reduction(int64_t modulus)
+  explicit WordReduction(int64_t modulus)
       : q(static_cast<uint64_t>(modulus)), quotient(~uint64_t{0} / q), limit(~uint64_t{0} - ~uint64_t{0} % q - 1) {}
 
   int32_t operator()(uint64_t word) const {
@@ -144,7 +147,7 @@ void expand_uniform_task(const ExpandJob& job, int64_t task) {
   stream.seed = job.seeds + task * kHashWords;
   int64_t refused = 0;
   for (int64_t limb = 0; limb < job.limbs; ++limb) {
-    const Reduction reduce(job.moduli[limb]);
+    const WordReduction reduce(job.moduli[limb]);
     int32_t* const y = job.y + (limb * job.count + task) * job.n;
     for (int64_t i = 0; i < job.n; ++i) {
       const uint64_t word = stream.next();
@@ -154,7 +157,7 @@ void expand_uniform_task(const ExpandJob& job, int64_t task) {
     }
   }
   for (int64_t limb = 0; refused > 0 && limb < job.limbs; ++limb) {
-    const Reduction reduce(job.moduli[limb]);
+    const WordReduction reduce(job.moduli[limb]);
     int32_t* const y = job.y + (limb * job.count + task) * job.n;
     for (int64_t i = 0; i < job.n; ++i) {
       if (y[i] >= 0) continue;
@@ -164,3 +167,5 @@ void expand_uniform_task(const ExpandJob& job, int64_t task) {
     }
   }
 }
+
+#pragma GCC diagnostic pop

@@ -29,12 +29,12 @@ import numpy as np
 from mcfhe.errors import FormatError, ParameterError
 from mcfhe.graph.steps import Ring
 from mcfhe.lattice.security import require_security
+from mcfhe.lattice.wire import SEED_BYTES
 
 _HEADER = struct.Struct("<HBBBBHQ")
 _CIPHERTEXT = struct.Struct("<32sBQQQdQ")
 _MAGIC, _HEADER_SIZE, _NONE, _ZSTD = 0xA15E, 16, 0, 2
 _BLAKE2XB = 1  # SEAL's prng_type
-SEED_BYTES = 64
 
 
 def _seal() -> Any:

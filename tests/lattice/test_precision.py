@@ -18,7 +18,7 @@ from mcfhe.lattice.client import LatticeClient
 from mcfhe.lattice.plan import make_ring
 from mcfhe.lattice.program import LatticeProgram
 from mcfhe.lattice.seal import Seal
-from mcfhe.lattice.server import LatticeServer
+from mcfhe.lattice.server import LatticeServer, expanded
 from mcfhe.lattice.simulate import simulate
 from tests.lattice.support import AnySeal
 
@@ -62,7 +62,7 @@ def test_noise_of_every_step_is_as_predicted(residual: LatticeProgram) -> None:
     for value in range(1, len(steps.steps) + 1):
         part = truncated(steps, value)
         engine = Engine(part)
-        y = engine.run(engine.bind_ring(keys), request.ciphertext)
+        y = engine.run(engine.bind_ring(keys), expanded(request))
         rows = y.flatten(1, -2)
         scale = float(steps.levels[value].scale)
         measured = [seal.decrypt(client._secret, rows[:, i].numpy(), scale) for i in range(min(4, rows.shape[1]))]
