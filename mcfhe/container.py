@@ -97,8 +97,8 @@ def pack(
 
 
 def _layout(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> tuple[bytes, list[memoryview]]:
-    """Length and header, then the bytes of every tensor: what the safetensors library writes, with the metadata in order
-    (its own writer leaves that in a random one) and without its copies of the data."""
+    """Length and header, then the bytes of every tensor: what the safetensors library writes, with the metadata in
+    order (its own writer leaves that in a random one) and without its copies of the data."""
     body: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     views, end = [], 0
     arrays = {name: np.ascontiguousarray(value, value.dtype.newbyteorder("<")) for name, value in tensors.items()}
@@ -112,7 +112,7 @@ def _layout(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> t
         array = arrays[name]
         begin, end = end, end + array.nbytes
         body[name] = {"dtype": found[name], "shape": list(array.shape), "data_offsets": [begin, end]}
-        views.append(memoryview(array.reshape(-1).view(np.uint8)))
+        views.append(array.reshape(-1).view(np.uint8).data)
     header = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header, views

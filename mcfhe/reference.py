@@ -249,9 +249,11 @@ _BLAKE_IV = (
 )  # fmt: skip
 _SIGMA = tuple(
     tuple(int(digit, 16) for digit in row)
-    for row in """0123456789abcdef ea489fd61c02b753 b8c052fdae367194 7931dcbe265a40f8 905724afe1bc683d
-    2c6a0b834d75fe19 c51fed4a0763928b db7ec13950f4862a 6fe9b308c2d714a5 a2847615fb9e3cd0""".split()
-)
+    for row in (
+        "0123456789abcdef", "ea489fd61c02b753", "b8c052fdae367194", "7931dcbe265a40f8", "905724afe1bc683d",
+        "2c6a0b834d75fe19", "c51fed4a0763928b", "db7ec13950f4862a", "6fe9b308c2d714a5", "a2847615fb9e3cd0",
+    )
+)  # fmt: skip
 _WORD = (1 << 64) - 1
 
 
@@ -287,7 +289,7 @@ def blake2b(parameters: tuple[int, int, int], blocks: Sequence[tuple[bytes, int]
 
 
 def seed_stream(seed: bytes) -> Iterator[int]:
-    """SEAL's Blake2xbPRNG: 64-bit words; for counter 0, 1, .. the 4,096 bytes BLAKE2Xb(counter) under the key ``seed``."""
+    """SEAL's Blake2xbPRNG: 64-bit words; 4,096 bytes for each counter 0, 1, ..: its BLAKE2Xb under the key ``seed``."""
     length = 4096
     for counter in itertools.count():
         root_parameters = (64 | 64 << 8 | 1 << 16 | 1 << 24, length << 32, 0)

@@ -15,8 +15,15 @@ import torch
 
 import mcfhe
 from mcfhe import container
-from mcfhe.errors import DecryptionError, FormatError, ImageError, McfheError, MismatchError, ParameterError
-from mcfhe.errors import SecretFieldError
+from mcfhe.errors import (
+    DecryptionError,
+    FormatError,
+    ImageError,
+    McfheError,
+    MismatchError,
+    ParameterError,
+    SecretFieldError,
+)
 from mcfhe.lattice import seal as boundary
 from mcfhe.lattice.client import LatticeClient
 from mcfhe.lattice.program import LatticeProgram
