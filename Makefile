@@ -5,7 +5,9 @@
 #   make bench     timings on this machine            make checks   all that CI runs
 #   make bench-lattice   the lattice scheme on whole networks
 #   make soak      load and hostile input against the HTTP service
+#   make accuracy  every shipped model on its whole test set, and encrypted images; accuracy-full encrypts all
 #   make audit     attacks on the scheme, compared with the committed table
+#   make pip-audit known vulnerabilities of the pinned dependencies
 #   make bench-gpu timings on a CUDA device; with VENV= PYTHON=python3 it uses that Python as it is
 #
 # TORCH picks the torch requirement (default: the CPU build, or the CUDA build where nvidia-smi works), TORCH_INDEX the
@@ -32,7 +34,8 @@ CXX_FORMATTED := $(shell git ls-files --cached --others --exclude-standard 'csrc
 judged = mkdir -p $(REPORTS); start=$$(date +%s); if $(2); then ok=true; else ok=false; fi; \
 	printf '{"name": "%s", "ok": %s, "seconds": %s}\n' $(1) $$ok $$(($$(date +%s) - start)) > $(REPORTS)/$(1).json; $$ok
 
-.PHONY: demo test bench bench-gpu bench-lattice audit soak checks lint format-check format types ctest simt cuda-check setup clean
+.PHONY: demo test bench bench-gpu bench-lattice accuracy accuracy-full audit pip-audit soak checks
+.PHONY: lint format-check format types ctest simt cuda-check setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.ready
@@ -84,8 +87,19 @@ bench-lattice: setup
 soak: setup
 	$(PY) -m benchmarks.service
 
+# The data sets' folder is MCFHE_TEST_DATA; one that is missing is an error unless MCFHE_ALLOW_MISSING_DATA=1.
+accuracy: setup
+	$(PY) -m benchmarks.accuracy
+
+accuracy-full: setup
+	$(PY) -m benchmarks.accuracy --full
+
 audit: setup
 	$(PY) -m benchmarks.audit
+
+# Known vulnerabilities of the pinned packages; where no database answers it says so and does not fail.
+pip-audit: setup
+	$(PY) -m benchmarks.known_vulnerabilities
 
 lint: setup
 	@$(call judged,lint,$(BIN)/ruff check .)

@@ -57,7 +57,7 @@ SETTINGS = {
     "wide": Setting(
         "M = 64, 11-bit limbs, a = 2^20, Delta = 2^24",
         64,
-        1,
+        2,
         scale_bits=24,
         amplification_bits=20,
         modulus_bits=11,

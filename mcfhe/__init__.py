@@ -26,10 +26,16 @@ _HOME = {
     "Response": "mcfhe.wire",
     "SecretKey": "mcfhe.modular.keys",
     "Server": "mcfhe.server",
+    "StagedClient": "mcfhe.staged",
+    "StagedProgram": "mcfhe.staged",
+    "StagedServer": "mcfhe.staged",
     "build_info": "mcfhe._extension",
     "compile": "mcfhe.compiler",
+    "convert": "mcfhe.conversion",
     "explain": "mcfhe.shortfall",
+    "finetune": "mcfhe.finetuning",
     "load_program": "mcfhe.program",
+    "refresh": "mcfhe.cutting",
 }
 _MODULES = ("activations", "datasets", "errors", "models", "modular", "ops", "reference", "train")
 
@@ -46,18 +52,24 @@ __all__ = [
     "Response",
     "SecretKey",
     "Server",
+    "StagedClient",
+    "StagedProgram",
+    "StagedServer",
     "__version__",
     "activations",
     "build_info",
     "compile",
+    "convert",
     "datasets",
     "errors",
     "explain",
+    "finetune",
     "load_program",
     "models",
     "modular",
     "ops",
     "reference",
+    "refresh",
     "train",
 ]
 
@@ -67,13 +79,17 @@ if TYPE_CHECKING:
     from mcfhe.activations import PolyActivation
     from mcfhe.client import Client
     from mcfhe.compiler import compile
+    from mcfhe.conversion import convert
+    from mcfhe.cutting import refresh
     from mcfhe.errors import BuildError, McfheError
+    from mcfhe.finetuning import finetune
     from mcfhe.modular.keys import EvaluationKey, SecretKey
     from mcfhe.program import Program, load_program
     from mcfhe.remote import RemoteServer
     from mcfhe.server import Server
     from mcfhe.shortfall import explain
     from mcfhe.spec import ClientSpec
+    from mcfhe.staged import StagedClient, StagedProgram, StagedServer
     from mcfhe.wire import Request, Response
 
 

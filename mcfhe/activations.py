@@ -27,6 +27,7 @@ class PolyActivation(nn.Module):
 
     Attributes:
         coefficients: trainable ``Parameter``, ``[D + 1]`` when shared, ``[C, D + 1]`` per channel; lowest power first.
+        fitted_range: (lower, upper) of the inputs that the coefficients were fitted on, or None; not part of the state.
 
     Shape:
         shared: any shape to the same shape; per channel: ``[batch, C, ...]`` to the same shape. Any floating dtype.
@@ -41,6 +42,7 @@ class PolyActivation(nn.Module):
     coefficients: nn.Parameter
     initial: tuple[float, ...]
     num_channels: int | None
+    fitted_range: tuple[float, float] | None
 
     def __init__(self, coefficients: Sequence[float] = RELU_FIT, num_channels: int | None = None) -> None:
         super().__init__()
@@ -54,6 +56,7 @@ class PolyActivation(nn.Module):
         if num_channels is not None and num_channels < 1:
             raise ParameterError(f"num_channels: {num_channels}; use None for one shared polynomial, or 1 and more")
         self.num_channels = num_channels
+        self.fitted_range = None
         rows = () if num_channels is None else (num_channels,)
         self.coefficients = nn.Parameter(torch.empty(*rows, len(self.initial)))
         self.reset_parameters()

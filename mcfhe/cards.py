@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,9 +129,14 @@ _DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], card: ModelCard) -> None:
-    """Write atomically: on any failure the file that was there before stays."""
+    """Write atomically: on any failure the file that was there before stays.
+
+    A float32 tensor whose every value is a float16, as after :func:`mcfhe.train.snap`, is stored as float16.
+    """
     # Containers have no 0-dimensional tensors; batch norm's step counter is one.
-    arrays = {name: tensor.detach().cpu().reshape(_stored(tensor)).numpy() for name, tensor in tensors.items()}
+    arrays = {
+        name: _shortened(tensor.detach().cpu().reshape(_stored(tensor)).numpy()) for name, tensor in tensors.items()
+    }
     container.write_file(path, container.pack(KIND, arrays, card.to_metadata()))
 
 
@@ -145,19 +151,39 @@ def read(
     """
     data = container.read_file(path, MAX_FILE_BYTES)
     try:
-        card = ModelCard.from_metadata(container.read_header(data).metadata)
+        header = container.read_header(data)
+        card = ModelCard.from_metadata(header.metadata)
         expected = expect(card)
         fields = {
-            name: container.TensorField(_DTYPES[tensor.dtype], tuple((size, size) for size in _stored(tensor)))
+            name: container.TensorField(
+                _dtype(tensor, header.tensors.get(name)), tuple((n, n) for n in _stored(tensor))
+            )
             for name, tensor in expected.items()
         }
         arrays = container.unpack(data, KIND, fields, (*_TEXT_FIELDS, *_JSON_FIELDS)).tensors
         # Copied: views of immutable bytes are no storage for trainable weights.
-        tensors = {name: torch.from_numpy(arrays[name].copy()).reshape(like.shape) for name, like in expected.items()}
+        tensors = {
+            name: torch.from_numpy(arrays[name].copy()).to(like.dtype).reshape(like.shape)
+            for name, like in expected.items()
+        }
         check_tensors(tensors, expected)
     except (FormatError, ParameterError) as error:
         raise FormatError(f"{os.fspath(path)}: {error}") from None
     return card, tensors
+
+
+def _shortened(array: np.ndarray) -> np.ndarray:
+    if array.dtype != np.float32:
+        return array
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half if np.array_equal(half, array) else array
+
+
+def _dtype(like: Tensor, found: container.TensorInfo | None) -> str:
+    """What the tensor may be stored as: its own dtype, or for float32 float16 where the file has that."""
+    short = found is not None and found.dtype == "F16" and like.dtype == torch.float32
+    return "F16" if short else _DTYPES[like.dtype]
 
 
 def _stored(tensor: Tensor) -> tuple[int, ...]:

@@ -9,15 +9,16 @@ from typing import Any, Literal, overload
 import numpy as np
 import torch
 
-from mcfhe.container import TensorField, read_file, read_header
+from mcfhe.container import TensorField
 from mcfhe.errors import FormatError, MismatchError, ParameterError
 from mcfhe.graph.order import Order
-from mcfhe.keyfile import MAX_KEY_FILE, load_secret, save_secret
+from mcfhe.keyfile import kind_of, opened_secret, save_secret
 from mcfhe.lattice.spec import LatticeSpec
 from mcfhe.modular import decrypt, encrypt
 from mcfhe.modular.keys import EvaluationKey, SecretKey
 from mcfhe.modular.params import integer
-from mcfhe.spec import ClientSpec, ProfileSpec
+from mcfhe.spec import DEFAULT_PROFILE, ClientSpec, ProfileSpec
+from mcfhe.wiping import wipe
 from mcfhe.wire import Request, Response, check_match
 
 _KIND = "client"
@@ -38,6 +39,9 @@ class Client:
 
     ParameterError or CapacityError if the key does not fit the spec: another amplification or scale, more noise
     than the program's bounds are proved for, or moduli too small for its outputs.
+
+    ``with Client.load(...) as client:`` overwrites the lane positions at the end of the block, as :meth:`close` does;
+    see :class:`SecretKey` for what Python does not allow.
     """
 
     def __init__(self, spec: ClientSpec, secret_key: SecretKey) -> None:
@@ -63,10 +67,10 @@ class Client:
         cls,
         spec: ClientSpec | LatticeSpec,
         lanes: int = 4,
-        profile: str = "patent",
+        profile: str = DEFAULT_PROFILE,
         noise: int | None = None,
         redundancy: int = 0,
-        user_key: bytes | str | None = None,
+        user_key: bytes | bytearray | str | None = None,
         *,
         salt: bytes | None = None,
         moduli: Sequence[int] | None = None,
@@ -101,6 +105,16 @@ class Client:
             moduli=moduli,
         )
         return cls(spec, key)
+
+    def close(self) -> None:
+        """Overwrite the lane positions in memory; encrypt and decrypt raise ParameterError from then on."""
+        self.secret_key.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         return f"Client(program_id={self.spec.program_id[:12]}, secret_key={self.secret_key!r})"
@@ -183,13 +197,15 @@ class Client:
             )
         if limbs and limbs[-1] >= len(key.moduli):
             raise MismatchError(f"response: limb {limbs[-1]} is named, the key has {len(key.moduli)} limbs")
+        # The server leaves limbs out by the same rule. It is key.redundancy but for moduli that the user chose.
+        redundancy = key.moduli.spare(self.profile.required_product(self.spec.guard_bits))
         return decrypt.decrypt_integers(
             response.residues.detach().cpu().numpy(),
             limbs,
             moduli=key.moduli,
-            positions=key.positions,
+            positions=key.lane_positions,
             lanes=key.lanes,
-            redundancy=key.redundancy,
+            redundancy=redundancy,
             bound=self.profile.output_bound,
         )
 
@@ -203,13 +219,17 @@ class Client:
     def load(cls, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> Any:
         """Read what :meth:`save` wrote, or a lattice client's; one FormatError for a wrong passphrase or an altered
         file."""
-        if read_header(read_file(path, MAX_KEY_FILE)).metadata.get("kind") == "lattice-client":
+        if kind_of(path) == "lattice-client":
             return _lattice_client().load(path, passphrase)
-        content = load_secret(path, _KIND, _FIELDS, ("program_id",), passphrase)
-        try:
-            text = content.tensors["spec"].tobytes().decode()
-        except UnicodeDecodeError:
-            raise FormatError(f"{path}: the client spec is not UTF-8") from None
-        spec = ClientSpec.from_json(text)
-        check_match(str(path), "program_id", content.metadata["program_id"], spec.program_id)
-        return cls(spec, SecretKey.from_bytes(content.tensors["secret_key"].tobytes()))
+        with opened_secret(path, _KIND, _FIELDS, ("program_id",), passphrase) as content:
+            try:
+                text = content.tensors["spec"].tobytes().decode()
+            except UnicodeDecodeError:
+                raise FormatError(f"{path}: the client spec is not UTF-8") from None
+            spec = ClientSpec.from_json(text)
+            check_match(str(path), "program_id", content.metadata["program_id"], spec.program_id)
+            inner = bytearray(content.tensors["secret_key"])
+            try:
+                return cls(spec, SecretKey.from_bytes(inner))
+            finally:
+                wipe(inner)

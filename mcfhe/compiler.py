@@ -12,14 +12,22 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from mcfhe.alternatives import WIDTHS, cheapest
 from mcfhe.errors import ParameterError
 from mcfhe.graph.import_ import check_shape, import_module
 from mcfhe.graph.nodes import Graph
 from mcfhe.graph.passes import apply_passes, select_passes
 from mcfhe.graph.settings import Letter, Numbers, Settings, per_channel, per_score, whole
-from mcfhe.modular.constants import MAX_LAYER_BITS, relative_bits, scaled_constants, without_common_factors
+from mcfhe.modular.constants import (
+    MAX_LAYER_BITS,
+    branch_bits,
+    relative_bits,
+    scaled_constants,
+    without_common_factors,
+)
 from mcfhe.program import Program
 from mcfhe.search import Calibration, Search
+from mcfhe.shortfall import require_some_basis
 from mcfhe.spec import PROFILES
 
 __all__ = ["compile"]
@@ -35,8 +43,8 @@ def compile(
     mean: Numbers = 0.0,
     std: Numbers = 1.0,
     scale_bits: int | str = 8,
-    amplification_bits: int = 4,
-    modulus_bits: int = 30,
+    amplification_bits: int | str = 4,
+    modulus_bits: int | str = 30,
     guard_bits: int = 32,
     labels: Sequence[str] | None = None,
     passes: str | Sequence[str] | None = None,
@@ -48,6 +56,8 @@ def compile(
     scheme: str = "modular",
     precision_bits: int = 12,
     degree: int | None = None,
+    bounds: str = "interval",
+    profile: str = "patent",
 ) -> Any:
     """A trained module as a program on encrypted images: a :class:`mcfhe.Program`, or a
     :class:`mcfhe.lattice.program.LatticeProgram` for ``scheme="lattice"``.
@@ -60,8 +70,9 @@ def compile(
         scale_bits: log2 of the scale Delta, 1..30. More bits: closer to the float model, more limbs. "auto" searches
             the scales of the input and of every layer for the fewest limbs, see :mod:`mcfhe.search`; what was tried is
             then in ``program.search``.
-        amplification_bits: log2 of the amplification a, 0..20. Noise is below a / 2.
-        modulus_bits: width of the primes that a client draws, 8..31.
+        amplification_bits: log2 of the amplification a, 0..20. Noise is below a / 2. "auto" takes the most that costs
+            no limb, 2 at least, see :mod:`mcfhe.alternatives`.
+        modulus_bits: width of the primes that a client draws, 8..31. "auto" takes 30 or 31, whichever needs fewer.
         guard_bits: the moduli's product exceeds twice the largest proved output by this factor, 0..256.
         labels: a name for each score; "0", "1", ... by default.
         passes: graph passes to run: "letter" (the patent's own plan), "default" (all that save orders) or a list of
@@ -79,6 +90,9 @@ def compile(
             program has no amplification, modulus_bits, guard_bits or search, and runs all passes unless told otherwise.
         precision_bits: lattice only: noise added at any place is at most 2^-precision_bits of a unit there, 4..24.
         degree: lattice only: the ring degree, 4,096..32,768; by default the least that is wide enough.
+        bounds: "interval", or "quadratic": tighter ones through squares, which take about a second and are computed
+            again when the program is loaded. A search for scales counts limbs by intervals.
+        profile: for "auto": patent or hardened, whose limbs are counted. The program serves both.
 
     Raises:
         UnsupportedLayerError: a layer that exact residue arithmetic does not run, by name, with what to use instead.
@@ -101,39 +115,63 @@ def compile(
         raise ParameterError(f"scale_bits = {scale_bits!r}: give a whole number, or 'auto' with calibration images")
     if search == (calibration is None):
         raise ParameterError("calibration: images are needed for scale_bits='auto', and for nothing else")
+    if profile not in PROFILES:
+        raise ParameterError(f"profile {profile!r}: choose one of {', '.join(PROFILES)}")
+    open_width, open_amplification = modulus_bits == _AUTO, amplification_bits == _AUTO
     # everything that does not depend on the model first: the export takes seconds
     settings = Settings(
         mean=per_channel("mean", mean, shape[0]),
         std=per_channel("std", std, shape[0]),
         scale_bits=_ANY_SCALE if search else whole("scale_bits", scale_bits),
-        amplification_bits=whole("amplification_bits", amplification_bits),
-        modulus_bits=whole("modulus_bits", modulus_bits),
+        amplification_bits=4 if open_amplification else whole("amplification_bits", amplification_bits),
+        modulus_bits=max(WIDTHS) if open_width else whole("modulus_bits", modulus_bits),
         guard_bits=whole("guard_bits", guard_bits),
         labels=() if labels is None else per_score(labels),
         passes=select_passes("default" if search and passes is None else passes),
+        bounds=bounds,
     )
     imported = import_module(model, shape)
     if labels is None:
         settings = replace(settings, labels=tuple(str(i) for i in range(imported.output_shape[0])))
     graph = apply_passes(imported, settings.passes)
     chosen = _chosen_bits(graph, {} if weight_bits is None else weight_bits)
-    if search:
-        images = _array(calibration)
-        truth = None if calibration_labels is None else _array(calibration_labels)
-        agreement = Calibration.of(imported, settings, images, truth, tolerance)
-        return _searched(_Compiled(imported, graph, settings), agreement, chosen, progress)
     if lattice:
         from mcfhe.lattice.program import LatticeProgram
 
         bits = without_common_factors(graph, relative_bits(graph, settings.scale_bits) | chosen)
         settings = replace(settings, weight_bits=tuple(sorted(bits.items())))
         return LatticeProgram.planned(graph, settings, precision_bits, degree)
-    if weight_bits is None and set(settings.passes) <= set(select_passes("letter")):
-        return Program(graph, settings)
-    bits = without_common_factors(graph, relative_bits(graph, settings.scale_bits) | chosen)
-    return Program(
-        graph, replace(settings, weight_bits=tuple(sorted(bits.items())), letter=_letter(imported, settings))
+    if search:
+        images = _array(calibration)
+        truth = None if calibration_labels is None else _array(calibration_labels)
+        agreement = Calibration.of(imported, settings, images, truth, tolerance)
+        program = _searched(_Compiled(imported, graph, settings), agreement, chosen, progress, profile)
+    elif weight_bits is None and set(settings.passes) <= set(select_passes("letter")):
+        program = Program(graph, settings)
+    else:
+        lean = without_common_factors(graph, relative_bits(graph, settings.scale_bits) | chosen)
+        bits = branch_bits(graph, settings.scale_bits, lean, chosen)
+        letter = _letter(imported, settings)
+        program = Program(graph, replace(settings, weight_bits=tuple(sorted(bits.items())), letter=letter))
+    if open_width or open_amplification:
+        program = _cheapest(program, imported, profile, open_width, open_amplification)
+    return require_some_basis(program)
+
+
+def _cheapest(program: Program, imported: Graph, profile: str, width: bool, amplification: bool) -> Program:
+    """The program with what is true chosen, compared with the letter at the same choice."""
+    settings = program.settings
+    chosen = cheapest(
+        program,
+        profile,
+        None if width else settings.modulus_bits,
+        None if amplification else settings.amplification_bits,
     )
+    if settings.letter is not None:
+        shared = replace(chosen.settings, scale_bits=settings.letter.scale_bits)
+        chosen = Program(program.graph, replace(chosen.settings, letter=_letter(imported, shared)))
+    chosen.search = program.search
+    return chosen
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -145,12 +183,14 @@ class _Compiled:
     settings: Settings
 
 
-def _searched(source: _Compiled, calibration: Calibration, fixed: Mapping[str, int], progress: bool) -> Program:
+def _searched(
+    source: _Compiled, calibration: Calibration, fixed: Mapping[str, int], progress: bool, profile: str
+) -> Program:
     letter = select_passes("letter")
     with _status(progress) as report:
-        search = Search(
-            source.graph, source.settings, apply_passes(source.imported, letter), calibration, fixed, report
-        )
+        intervals = replace(source.settings, bounds="interval")
+        by_letter = apply_passes(source.imported, letter)
+        search = Search(source.graph, intervals, by_letter, calibration, fixed, report, profile)
         result = search.run(letter)
     found = source.settings
     found = replace(found, scale_bits=result.chosen.input_bits, weight_bits=result.chosen.weight_bits)

@@ -18,7 +18,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ SECRET_NAMES = frozenset(
 )
 
 # In ascending order of safetensors, which lays tensors out by descending dtype, then by name.
-_DTYPES = {"U8": "<u1", "I32": "<i4", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
+_DTYPES = {"U8": "<u1", "F16": "<f2", "I32": "<i4", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
 _COMMON = ("format", "kind", "version", "digest")
 _NO_DIGEST = "0" * 64
 _DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')
@@ -74,7 +75,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """Validated content: metadata without the common fields, tensors as read-only views of the input."""
+    """Validated content: metadata without the common fields, tensors as views of the input."""
 
     kind: str
     metadata: dict[str, str]
@@ -119,7 +120,7 @@ def _layout(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> t
 
 
 def unpack(
-    data: bytes,
+    data: bytes | bytearray,
     kind: str,
     fields: Mapping[str, TensorField],
     metadata: Iterable[str] = (),
@@ -131,7 +132,7 @@ def unpack(
 
     ``fields`` names the tensors; a name that ends in ``*`` stands for any number of tensors with that prefix.
     ``metadata`` names the fields that must be there beside the common ones; no others are accepted.
-    Tensors come back as read-only little-endian views of ``data``. FormatError names what is wrong;
+    Tensors come back as little-endian views of ``data``, read-only if it is bytes. FormatError names what is wrong;
     SecretFieldError if the container holds secrets and ``allow_secret`` is not set.
     """
     header = read_header(data, max_header)
@@ -157,9 +158,9 @@ def unpack(
     return Container(kind, {name: found[name] for name in found if name not in _COMMON}, tensors)
 
 
-def read_header(data: bytes, max_header: int = MAX_HEADER_BYTES) -> Header:
+def read_header(data: bytes | bytearray, max_header: int = MAX_HEADER_BYTES) -> Header:
     """Parse the safetensors header alone, without trusting any number in it. Tensors are not touched."""
-    if not isinstance(data, bytes):
+    if not isinstance(data, bytes | bytearray):
         raise FormatError(f"container: bytes expected, not {type(data).__name__}")
     if len(data) < 8:
         raise FormatError(f"container: {len(data)} bytes, too short for a header; the file is truncated")
@@ -225,7 +226,7 @@ def _refuse_secret(kind: str, names: Iterable[str]) -> None:
         raise SecretFieldError(f"container holds secrets ({what}): only the client that owns it may read or write it")
 
 
-def _check_digest(data: bytes, header: Header, kind: str) -> None:
+def _check_digest(data: bytes | bytearray, header: Header, kind: str) -> None:
     view = memoryview(data)
     matches = list(_DIGEST.finditer(view[8 : 8 + header.size]))
     if len(matches) != 1 or matches[0].group(1).decode() != header.metadata.get("digest"):
@@ -289,21 +290,42 @@ def parse_choice(container: Container, name: str, choices: Iterable[str]) -> str
 
 def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """Whole content of a regular file of at most ``max_bytes``; McfheError says why it could not be read."""
-    try:
-        # Without O_NONBLOCK a named pipe would be waited for, for ever.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            status = os.fstat(file.fileno())
-            size = status.st_size
-            if not stat.S_ISREG(status.st_mode):
-                raise FormatError(f"{path}: not a regular file")
-            if size > max_bytes:
-                raise FormatError(f"{path}: {size} bytes, more than the {max_bytes} that are read")
-            data = file.read(size + 1)
-    except OSError as error:
-        raise McfheError(f"{path}: cannot be read ({error.strerror})") from None
+    with _regular_file(path, max_bytes) as (file, size):
+        data: bytes = file.read(size + 1)
     if len(data) != size:
         raise FormatError(f"{path}: changed while it was read; try again")
     return data
+
+
+def read_secret_file(path: str | os.PathLike[str], max_bytes: int) -> bytearray:
+    """As :func:`read_file`, unbuffered and into memory that the caller can overwrite, and should."""
+    with _regular_file(path, max_bytes, buffering=0) as (file, size):
+        data = bytearray(size)
+        view, count = memoryview(data), 0
+        while count < size and (got := file.readinto(view[count:])):
+            count += got
+        more = file.read(1)
+    if count != size or more:
+        raise FormatError(f"{path}: changed while it was read; try again")
+    return data
+
+
+@contextmanager
+def _regular_file(path: str | os.PathLike[str], max_bytes: int, buffering: int = -1) -> Iterator[tuple[Any, int]]:
+    """An open file and its size."""
+    try:
+        # Without O_NONBLOCK a named pipe would be waited for, for ever.
+        with open(
+            path, "rb", buffering, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+        ) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise FormatError(f"{path}: not a regular file")
+            if status.st_size > max_bytes:
+                raise FormatError(f"{path}: {status.st_size} bytes, more than the {max_bytes} that are read")
+            yield file, status.st_size
+    except OSError as error:
+        raise McfheError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def write_file(path: str | os.PathLike[str], data: bytes, *, secret: bool = False) -> None:

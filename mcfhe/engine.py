@@ -155,7 +155,7 @@ class Engine:
         return max((part.live for part in self._parts if not part.ring), default=prod(self.program.input_shape))
 
     def tile(self, limbs: int, stream: int, live: int | None = None) -> Tile:
-        """(limbs, streams) of one tile of the loop below: as many streams as fit, then limbs; at least one tile a thread.
+        """(limbs, streams) of one tile of the loop below: as many streams as fit, then limbs; a tile for every thread.
 
         ``live``: residues alive for one limb and one stream, by default those of the widest part.
         """
@@ -250,7 +250,7 @@ class Engine:
         def evaluate(tile: Piece) -> None:
             rows, columns = tile
             inputs = {v: _columns(values[v], tile, components(program, v)).to(self.device) for v in part.reads}
-            # Written here, not by whoever waits: results of many small tiles would pile up faster than one thread stores.
+            # Written here, not by whoever waits: many small tiles would pile up faster than one thread stores them.
             for v, result in self._run_items(part, parts[rows.start], inputs).items():
                 target = _by_component(results[v], components(program, v))[rows, ..., columns]
                 target.copy_(result.view(target.shape))

@@ -43,6 +43,10 @@ class UnknownKeyError(MismatchError):
     """A message names an evaluation key by an id under which the server holds none (any more)."""
 
 
+class WorkerError(McfheError):
+    """Workers died or were late, and the key cannot spare the limbs they had; the request may be sent again."""
+
+
 class ServiceError(McfheError):
     """A remote server refused, failed or was not reached. ``status``: its HTTP status, None without an answer."""
 

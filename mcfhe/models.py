@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from mcfhe import cards
+from mcfhe import architectures, cards
 from mcfhe.activations import PolyActivation
+from mcfhe.architectures import Residual
 from mcfhe.cards import Argument, ModelCard
 from mcfhe.errors import ParameterError
 
@@ -26,11 +26,14 @@ __all__ = [
     "Residual",
     "available_pretrained",
     "build",
+    "cryptonets",
     "fuse_batch_norm",
     "lenet",
     "load",
+    "resnet7",
     "resnet_tiny",
     "save",
+    "tenseal_net",
 ]
 
 ASSETS = Path(__file__).parent / "assets"
@@ -45,28 +48,21 @@ ACTIVATIONS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType(
     }
 )
 
-Layers = list[tuple[str, nn.Module]]
-
-
-def _conv(name: str, inputs: int, outputs: int, kernel: int, batch_norm: bool) -> Layers:
-    # A normalised layer needs no bias of its own: the normalisation subtracts it again.
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=not batch_norm)
-    return [(name, conv), (f"{name}_norm", nn.BatchNorm2d(outputs))] if batch_norm else [(name, conv)]
-
-
-def _linear(name: str, inputs: int, outputs: int, batch_norm: bool) -> Layers:
-    linear = nn.Linear(inputs, outputs, bias=not batch_norm)
-    return [(name, linear), (f"{name}_norm", nn.BatchNorm1d(outputs))] if batch_norm else [(name, linear)]
-
 
 def _check_arguments(
-    in_channels: int, num_classes: int, image_size: int, batch_norm: bool, activation: str, size_step: int
+    in_channels: int,
+    num_classes: int,
+    image_size: int,
+    batch_norm: bool,
+    activation: str,
+    size_step: int,
+    smallest: int = 0,
 ) -> Callable[[int], nn.Module]:
     """Refuse what the architectures cannot be built with; returns the activation's factory."""
     for name, value, low, high, step in (
         ("in_channels", in_channels, 1, 64, 1),
         ("num_classes", num_classes, 2, 10_000, 1),
-        ("image_size", image_size, size_step, 512, size_step),
+        ("image_size", image_size, max(smallest, size_step), 512, size_step),
     ):
         if type(value) is not int or not low <= value <= high or value % step:
             multiple = f" that is a multiple of {step}" if step > 1 else ""
@@ -107,31 +103,51 @@ def lenet(
     make = _check_arguments(in_channels, num_classes, image_size, batch_norm, activation, size_step=4)
     if pretrained is not None:
         return _pretrained("lenet", pretrained, (in_channels, num_classes, image_size, batch_norm, activation))
-    layers: Layers = [
-        *_conv("conv1", in_channels, 8, 5, batch_norm),
-        ("act1", make(8)),
-        ("pool1", nn.AvgPool2d(2)),
-        *_conv("conv2", 8, 16, 5, batch_norm),
-        ("act2", make(16)),
-        ("pool2", nn.AvgPool2d(2)),
-        ("flatten", nn.Flatten()),
-        *_linear("fc1", 16 * (image_size // 4) ** 2, 64, batch_norm),
-        ("act3", make(64)),
-        *_linear("fc2", 64, num_classes, batch_norm=False),
-    ]
-    return nn.Sequential(OrderedDict(layers))
+    return architectures.lenet(in_channels, num_classes, image_size, batch_norm, make)
 
 
-class Residual(nn.Module):
-    """``body(x) + x``. The two branches meet at different multiplicative depth, so a plan must align the shallower."""
+def cryptonets(
+    pretrained: str | None = None,
+    *,
+    in_channels: int = 1,
+    num_classes: int = 10,
+    image_size: int = 28,
+    batch_norm: bool = False,
+    activation: str = "square",
+) -> nn.Module:
+    """A 5x5 convolution of stride 2 to 5 channels, a linear layer of 100, one of the classes, two squares.
 
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
+    The network of CryptoNets (Gilad-Bachrach et al., ICML 2016, section 5 and the simplified form of its appendix), in
+    which the pooling layers are merged with the linear layers around them; on 28 x 28 pixels 845, 100 and 10 values.
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.body(x) + x
-        return out
+    Arguments, shapes and errors are those of :func:`lenet`, except that ``image_size`` is any of 8..512.
+    """
+    make = _check_arguments(in_channels, num_classes, image_size, batch_norm, activation, size_step=1, smallest=8)
+    if pretrained is not None:
+        return _pretrained("cryptonets", pretrained, (in_channels, num_classes, image_size, batch_norm, activation))
+    return architectures.cryptonets(in_channels, num_classes, image_size, batch_norm, make)
+
+
+def tenseal_net(
+    pretrained: str | None = None,
+    *,
+    in_channels: int = 1,
+    num_classes: int = 10,
+    image_size: int = 28,
+    batch_norm: bool = False,
+    activation: str = "square",
+) -> nn.Module:
+    """A 7x7 convolution of stride 3 to 4 channels, a linear layer of 64, one of the classes, two squares.
+
+    The network of TenSEAL's tutorial "Encrypted convolution on MNIST" (Benaissa et al., arXiv:2104.03152, section 4);
+    on 28 x 28 pixels 256, 64 and 10 values.
+
+    Arguments, shapes and errors are those of :func:`lenet`, except that ``image_size`` is any of 8..512.
+    """
+    make = _check_arguments(in_channels, num_classes, image_size, batch_norm, activation, size_step=1, smallest=8)
+    if pretrained is not None:
+        return _pretrained("tenseal_net", pretrained, (in_channels, num_classes, image_size, batch_norm, activation))
+    return architectures.tenseal_net(in_channels, num_classes, image_size, batch_norm, make)
 
 
 def resnet_tiny(
@@ -150,26 +166,42 @@ def resnet_tiny(
     make = _check_arguments(in_channels, num_classes, image_size, batch_norm, activation, size_step=8)
     if pretrained is not None:
         return _pretrained("resnet_tiny", pretrained, (in_channels, num_classes, image_size, batch_norm, activation))
-    body: Layers = [
-        *_conv("conv1", 16, 16, 3, batch_norm),
-        ("act", make(16)),
-        *_conv("conv2", 16, 16, 3, batch_norm),
-    ]
-    layers: Layers = [
-        *_conv("conv", in_channels, 16, 3, batch_norm),
-        ("act1", make(16)),
-        ("pool1", nn.AvgPool2d(2)),
-        ("block", Residual(nn.Sequential(OrderedDict(body)))),
-        ("act2", make(16)),
-        ("pool2", nn.AvgPool2d(4)),
-        ("flatten", nn.Flatten()),
-        *_linear("fc", 16 * (image_size // 8) ** 2, num_classes, batch_norm=False),
-    ]
-    return nn.Sequential(OrderedDict(layers))
+    return architectures.resnet_tiny(in_channels, num_classes, image_size, batch_norm, make)
+
+
+def resnet7(
+    pretrained: str | None = None,
+    *,
+    in_channels: int = 3,
+    num_classes: int = 10,
+    image_size: int = 32,
+    batch_norm: bool = False,
+    activation: str = "poly",
+) -> nn.Module:
+    """A residual network of seven activations for colour images: a stem and three stages that halve the map.
+
+    A stage is two convolutions, 4x4 of stride 2 (what a 3x3 and a 2x2 average pool make together) and 3x3, beside a
+    shortcut of a 2x2 average pool and a 1x1 convolution, as in He et al. (CVPR 2016) with averages in the shortcut
+    (He et al., CVPR 2019, "bag of tricks", ResNet-D); then one global average and one linear layer.
+
+    Arguments, shapes and errors are those of :func:`lenet`, except that ``image_size`` is a multiple of 8.
+    """
+    make = _check_arguments(in_channels, num_classes, image_size, batch_norm, activation, size_step=8)
+    if pretrained is not None:
+        return _pretrained("resnet7", pretrained, (in_channels, num_classes, image_size, batch_norm, activation))
+    return architectures.resnet7(in_channels, num_classes, image_size, batch_norm, make)
 
 
 #: Every architecture that ``mcfhe train --arch`` and :func:`load` know, by name.
-ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType({"lenet": lenet, "resnet_tiny": resnet_tiny})
+ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {
+        "lenet": lenet,
+        "cryptonets": cryptonets,
+        "tenseal_net": tenseal_net,
+        "resnet_tiny": resnet_tiny,
+        "resnet7": resnet7,
+    }
+)
 _ARGUMENTS = ("in_channels", "num_classes", "image_size", "batch_norm", "activation")
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mcfhe import container
 from mcfhe.errors import FormatError, ImageError, ParameterError
-from mcfhe.graph.certificate import Certificate, Intervals, certify
+from mcfhe.graph.certificate import Certificate, certify
 from mcfhe.graph.integers import evaluate_integers
+from mcfhe.graph.intervals import Intervals
 from mcfhe.graph.nodes import Graph
 from mcfhe.graph.plain import PlainScores, evaluate_plain
 from mcfhe.graph.report import summarise
@@ -20,10 +21,12 @@ from mcfhe.graph.settings import Settings, whole
 from mcfhe.graph.steps import IntegerProgram
 from mcfhe.graph.storage import Scales, decode_graph, encode_graph, identity
 from mcfhe.modular.constants import rounding_notes
+from mcfhe.modular.params import MAX_LIMBS
 from mcfhe.modular.plan import constants_of, input_intervals, input_orders, lower, max_noise, quantise
 from mcfhe.spec import PROFILES, ClientSpec, ProfileSpec
 
 if TYPE_CHECKING:
+    from mcfhe.cost import CostCard
     from mcfhe.search import SearchResult
 
 __all__ = ["Program", "load_program"]
@@ -87,6 +90,11 @@ class Program:
         """Name of each score."""
         return self.settings.labels
 
+    @property
+    def key_bytes(self) -> int:
+        """Of an evaluation key with as many limbs as any may have, packed."""
+        return 4 * MAX_LIMBS
+
     def integer_program(self, profile: str) -> IntegerProgram:
         """The steps with the orders and constants of one profile."""
         if profile not in self._integer_programs:
@@ -103,7 +111,9 @@ class Program:
         if profile not in self._certificates:
             program = self.integer_program(profile)
             pairs = input_intervals(profile, self.table, self.settings.scale_bits, self.settings.amplification)
-            self._certificates[profile] = certify(program, Intervals.of(pairs), self.settings.guard_bits)
+            self._certificates[profile] = certify(
+                program, Intervals.of(pairs), self.settings.guard_bits, self.settings.bounds
+            )
         return self._certificates[profile]
 
     def client_spec(self) -> ClientSpec:
@@ -149,6 +159,22 @@ class Program:
                 constants_of(self.settings.scale_bits, self.settings.amplification, self.settings.layer_bits),
             ),
         )
+
+    def cost(
+        self, profile: str = "patent", lanes: int = 4, images: int = 1, device: str = "cpu", *, timed: bool = True
+    ) -> CostCard:
+        """What ``images`` images encrypted together will cost, before any is; ``str`` of it is the cost card.
+
+        Times are predicted from a calibration of this device, well under a second at the first call; ``timed=False``
+        leaves them out.
+        """
+        _ = self.integer_program(profile)  # refuses an unknown one
+        for name, value in (("lanes", lanes), ("images", images)):
+            if whole(name, value) < 1:
+                raise ParameterError(f"{name} = {value} must be 1 or more")
+        from mcfhe.cost import cost  # brings the engine, and for times the client
+
+        return cost(self, profile, lanes, images, device, timed)
 
     def evaluate_integers(self, V: Any, profile: str) -> list[list[int]]:
         """The oracle: exact scores of the encrypted integers V ``[batch, C, H, W]``, on plain Python ints."""

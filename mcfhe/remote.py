@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mcfhe.errors import FormatError, McfheError, ParameterError, ServiceError
+from mcfhe.errors import FormatError, McfheError, MismatchError, ParameterError, ServiceError
+from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.spec import ClientSpec
 from mcfhe.wire import Request, Response, check_match
@@ -67,8 +68,12 @@ class RemoteServer:
             import httpx
         except ModuleNotFoundError:
             raise McfheError("RemoteServer needs httpx: pip install 'mcfhe[serve]'") from None
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        try:
+            parts = urlsplit(url)
+            extra = parts.query or parts.fragment or parts.port == 0  # port: ValueError where it is out of range
+        except ValueError:
+            parts, extra = urlsplit(""), True
+        if parts.scheme not in ("http", "https") or not parts.hostname or extra or not re.fullmatch(r"[!-~]+", url):
             raise ParameterError(f"url {url!r}: http://HOST:PORT or https://HOST:PORT expected")
         if parts.username is not None or parts.password is not None:
             raise ParameterError("url: holds credentials; pass the token on its own")
@@ -96,6 +101,8 @@ class RemoteServer:
             timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)),
             verify=verify,
             follow_redirects=False,
+            # Not through a proxy of the environment, which would get the token that stays on this machine otherwise.
+            mounts=dict.fromkeys(("http://", "https://", "all://")) if _is_local(parts.hostname) else None,
         )
 
     def __repr__(self) -> str:
@@ -133,7 +140,7 @@ class RemoteServer:
         check_match("client spec", "program_id", spec.program_id, program_id)
         return spec
 
-    def register(self, key: EvaluationKey) -> None:
+    def register(self, key: EvaluationKey | LatticeEvaluationKey) -> None:
         """Upload an evaluation key, once a session; :meth:`evaluate` does so by itself."""
         self._send("POST", "/v1/keys", key.to_bytes())
         self._registered.add(key.key_id)
@@ -157,6 +164,11 @@ class RemoteServer:
         response: Response = Response.from_bytes(data)
         for name in ("program_id", "key_id", "request_id"):
             check_match("response", name, getattr(response, name), getattr(request, name))
+        for name in ("batch",) if not hasattr(request, "lanes") else ("profile", "lanes", "batch"):
+            found, expected = getattr(response, name), getattr(request, name)
+            if found != expected:
+                what = f"{found} images" if name == "batch" else f"{name} {found}"
+                raise MismatchError(f"response: {what}, {expected} expected; it belongs to another request")
         if progress is not None:
             progress(1.0)
         return response
@@ -179,6 +191,8 @@ class RemoteServer:
                 status, headers, data = self._attempt(method, path, body, progress)
             except httpx.TransportError as error:
                 failure = ServiceError(f"{self.url}: no answer ({type(error).__name__}: {error})")
+                if _is_final(error):
+                    break
             else:
                 if 200 <= status < 300:
                     return data
@@ -213,6 +227,15 @@ def _chunks(body: bytes, progress: Callable[[float], None] | None) -> Iterator[b
         yield body[start : start + _CHUNK]
         if progress is not None:
             progress(0.5 * min(1.0, (start + _CHUNK) / len(body)))
+
+
+def _is_final(error: BaseException | None) -> bool:
+    """Whether the next attempt would fail the same way: a certificate that is not trusted."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _reason(data: bytes) -> str:

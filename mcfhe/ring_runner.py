@@ -12,9 +12,9 @@ from mcfhe.graph.steps import DropStep, RelineariseStep, RescaleStep, Ring, Step
 from mcfhe.lattice.ring import ntt_tables
 from mcfhe.workers import run_tiles
 
-# Residues of the ciphertexts that one call works on. Several share each read of the relinearisation key, which does
-# not fit a second-level cache.
-CPU_CHUNK_BYTES = 16 << 20
+# Residues of the ciphertexts that one call works on. Tens of them share what a call spends on the relinearisation key:
+# packing it once, and reading a part that does not fit a second-level cache.
+CPU_CHUNK_BYTES = 96 << 20
 CUDA_CHUNK_BYTES = 1 << 30
 
 

@@ -32,7 +32,7 @@ from mcfhe.graph.floats import evaluate_floats
 from mcfhe.graph.nodes import Graph
 from mcfhe.graph.report import limbs_needed
 from mcfhe.graph.settings import Settings
-from mcfhe.modular.constants import relative_bits, scaled_constants, without_common_factors
+from mcfhe.modular.constants import branch_bits, relative_bits, scaled_constants, without_common_factors
 from mcfhe.program import Program
 
 #: The scale of the input among the scales of layers, none of which has an empty name.
@@ -210,7 +210,7 @@ class Search:
     def settings_of(self, scales: Scales) -> Settings:
         """The settings of a choice; INPUT stands for the input."""
         layers = {name: scales.get(name, self.fixed.get(name, 0)) for name in scaled_constants(self.graph)}
-        lean = without_common_factors(self.graph, layers)
+        lean = branch_bits(self.graph, scales[INPUT], without_common_factors(self.graph, layers), self.fixed)
         return replace(self.settings, scale_bits=scales[INPUT], weight_bits=tuple(sorted(lean.items())))
 
     def trial(self, scales: Scales) -> Trial:

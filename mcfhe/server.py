@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -50,6 +50,53 @@ class BoundKeys(Generic[Slot, Bound]):
         return bound
 
 
+class Evaluator(Protocol):
+    """What answers requests for one program: a :class:`Server`, or several devices behind one (``mcfhe.sharded``)."""
+
+    program: Program
+
+    def check(self, request: Request) -> None:
+        """As :func:`check_request`."""
+
+    def evaluate(self, request: Request, progress: Callable[[float], None] | None = None) -> Response:
+        """As :meth:`Server.evaluate`; the response may lack limbs that the key can spare, and says which it has."""
+
+    def close(self) -> None:
+        """Give back devices and processes; nothing is evaluated afterwards."""
+
+
+def check_request(program: Program, request: Request) -> None:
+    """Refuse a request that ``program`` cannot answer; the message names the field and both values.
+
+    MismatchError for another program, ParameterError for an amplification, scale or image shape the program does
+    not prescribe, CapacityError for moduli whose product the proved output bound does not fit.
+    """
+    if not isinstance(request, Request):
+        raise MismatchError("request: of another scheme, this program is of the modular scheme")
+    spec, key = program.client_spec(), request.evaluation_key
+    if request.program_id != program.program_id:
+        raise MismatchError(
+            f"request is for program {request.program_id[:12]}, this server runs {program.program_id[:12]}; "
+            "encrypt with this program's client spec"
+        )
+    for name, prescribed, found in (
+        ("amplification", spec.amplification, key.amplification),
+        ("scale", spec.scale, key.scale),
+    ):
+        if prescribed != found:
+            raise ParameterError(f"evaluation key: {name} is {found}, the program prescribes {prescribed}")
+    shape = tuple(request.ciphertext.shape[1:4])
+    if shape != tuple(spec.input_shape):
+        raise ParameterError(f"request: images of shape {list(shape)}, the program takes {list(spec.input_shape)}")
+    bounds = spec.profile(request.profile)
+    required = bounds.required_product(spec.guard_bits)
+    if key.moduli.product <= required:
+        raise CapacityError(
+            f"evaluation key: its moduli multiply to {key.moduli.product.bit_length()} bits, the program needs "
+            f"{required.bit_length()} in the {request.profile} profile; generate the key from this program's spec"
+        )
+
+
 class Server:
     """Evaluates requests for one program on one device ("cpu", "cuda", "cuda:1").
 
@@ -58,8 +105,8 @@ class Server:
     :class:`mcfhe.lattice.server.LatticeServer`, which has the same methods.
     """
 
-    def __new__(cls, program: Any, *args: Any, **kwargs: Any) -> Any:
-        if program.scheme == "lattice":
+    def __new__(cls, program: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if cls is Server and getattr(program, "scheme", None) == "lattice":
             from mcfhe.lattice.server import LatticeServer
 
             return LatticeServer(program, *args, **kwargs)
@@ -78,35 +125,8 @@ class Server:
         return f"Server(program_id={self.program.program_id[:12]}, device={str(self.device)!r})"
 
     def check(self, request: Request) -> None:
-        """Refuse a request this program cannot answer; the message names the field and both values.
-
-        MismatchError for another program, ParameterError for an amplification, scale or image shape the program does
-        not prescribe, CapacityError for moduli whose product the proved output bound does not fit.
-        """
-        if not isinstance(request, Request):
-            raise MismatchError("request: of another scheme, this program is of the modular scheme")
-        spec, key = self.program.client_spec(), request.evaluation_key
-        if request.program_id != self.program.program_id:
-            raise MismatchError(
-                f"request is for program {request.program_id[:12]}, this server runs {self.program.program_id[:12]}; "
-                "encrypt with this program's client spec"
-            )
-        for name, prescribed, found in (
-            ("amplification", spec.amplification, key.amplification),
-            ("scale", spec.scale, key.scale),
-        ):
-            if prescribed != found:
-                raise ParameterError(f"evaluation key: {name} is {found}, the program prescribes {prescribed}")
-        shape = tuple(request.ciphertext.shape[1:4])
-        if shape != tuple(spec.input_shape):
-            raise ParameterError(f"request: images of shape {list(shape)}, the program takes {list(spec.input_shape)}")
-        bounds = spec.profile(request.profile)
-        required = bounds.required_product(spec.guard_bits)
-        if key.moduli.product <= required:
-            raise CapacityError(
-                f"evaluation key: its moduli multiply to {key.moduli.product.bit_length()} bits, the program needs "
-                f"{required.bit_length()} in the {request.profile} profile; generate the key from this program's spec"
-            )
+        """As :func:`check_request`, for this program."""
+        check_request(self.program, request)
 
     def bind(self, key: EvaluationKey, profile: str) -> Binding:
         """The program's constants modulo the key's limbs, from the cache where they are there."""
@@ -115,11 +135,27 @@ class Server:
     def evaluate(self, request: Request, progress: Callable[[float], None] | None = None) -> Response:
         """Run the network on every lane of every limb -> the scores' residues, int64 [N, labels, batch * M].
 
-        Raises as :meth:`check` does, and ParameterError for residues outside 0 <= r < b. ``progress`` is called with
-        the finished share, 0..1.
+        Raises as :func:`check_request` does, and ParameterError for residues outside 0 <= r < b. ``progress`` is
+        called with the finished share, 0..1.
         """
         self.check(request)
-        binding = self.bind(request.evaluation_key, request.profile)
-        ops.check_residues(request.ciphertext, binding.moduli.to(request.ciphertext.device))
-        residues = self._engines[request.profile].run(binding, request.ciphertext, progress)
-        return Response.for_request(request, residues)
+        key = request.evaluation_key
+        ops.check_residues(request.ciphertext, key.moduli.as_tensor(request.ciphertext.device))
+        return Response.for_request(request, self.run(key, request.profile, request.ciphertext, progress=progress))
+
+    def run(
+        self,
+        key: EvaluationKey,
+        profile: str,
+        residues: torch.Tensor,
+        first: int = 0,
+        progress: Callable[[float], None] | None = None,
+    ) -> torch.Tensor:
+        """Residues [n, C, H, W, S] of the key's limbs first .. first + n - 1 -> [n, labels, S]. Nothing is checked."""
+        binding = self.bind(key, profile)
+        if residues.shape[0] != len(key.moduli):
+            binding = binding.limbs(first, first + residues.shape[0])
+        return self._engines[profile].run(binding, residues, progress)
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -1,4 +1,4 @@
-"""Why a key is too small for a program, and the smallest changes that would fix it."""
+"""Why a key is too small for a program, or every key is, and the smallest changes that would fix it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from mcfhe.graph.report import limbs_needed
 from mcfhe.graph.settings import Settings
 from mcfhe.modular.constants import relative_bits
 from mcfhe.modular.evaluation_key import EvaluationKey
-from mcfhe.modular.params import Moduli
+from mcfhe.modular.params import MAX_LIMBS, MAX_MODULUS, Moduli, widest_product
 from mcfhe.program import Program
+from mcfhe.spec import DEFAULT_PROFILE, PROFILES
 
-__all__ = ["Change", "Explanation", "explain"]
+__all__ = ["Change", "Explanation", "explain", "require_some_basis"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Explanation:
         return "\n".join([f"{head}: {self.short_bits} bits short. Any one of these is enough:", *fixes])
 
 
-def explain(program: Program, key: EvaluationKey | Moduli, profile: str = "patent") -> Explanation:
+def explain(program: Program, key: EvaluationKey | Moduli, profile: str = DEFAULT_PROFILE) -> Explanation:
     """Does the program fit a key, and if not, what is the least that would make it fit?
 
     Args:
@@ -96,6 +97,10 @@ def _changes(program: Program, product: int, profile: str) -> Iterator[Change]:
         f"a key with {limbs} more moduli of {settings.modulus_bits} bits: generate it from this program's client spec",
         certificate.required_bits,
     )
+    if settings.bounds == "interval":
+        tighter = Program(program.graph, replace(settings, bounds="quadratic")).certificate(profile)
+        if product > tighter.required_product:
+            yield Change('bounds="quadratic" in compile()', tighter.required_bits)
     if settings.weight_bits is None:
         yield from _with_passes(program, product, profile)
     guard = settings.guard_bits - (missing - 1).bit_length()
@@ -142,9 +147,33 @@ def _lower_scales(settings: Settings) -> Iterator[tuple[str, Iterator[tuple[str,
 
 
 def _if_it_fits(program: Program, settings: Settings, product: int, profile: str, what: str) -> Iterator[Change]:
-    try:
-        required = Program(program.graph, settings).certificate(profile)
+    try:  # by intervals, where the program has better bounds: there are many candidates
+        required = Program(program.graph, replace(settings, bounds="interval")).certificate(profile)
     except ParameterError:  # a pool that such a scale would turn into zeros
         return
     if product > required.required_product:
         yield Change(what, required.required_bits)
+
+
+def require_some_basis(program: Program) -> Program:
+    """The program, if clients can draw a basis for one of its profiles; else ParameterError with what would help."""
+    width = program.settings.modulus_bits
+    profile = min(PROFILES, key=lambda name: program.certificate(name).required_product)
+    certificate, order = program.certificate(profile), program.integer_program(profile).output_order
+    required = certificate.required_product
+    if widest_product(width) > required:
+        return program
+    widest = MAX_MODULUS.bit_length()
+    fitting = next((bits for bits in range(width + 1, widest + 1) if widest_product(bits) > required), None)
+    if fitting is None:
+        changes = _changes(program, widest_product(widest), profile)
+        fixes = [change.what for change in changes if "more moduli" not in change.what]
+        fix = " or ".join(fixes) or "fewer activations in a row, a lower degree or client refresh"
+    else:
+        fix = f"modulus_bits={fitting}, {limbs_needed(required, fitting)} limbs"
+    short = certificate.required_bits - widest_product(width).bit_length() + 1
+    raise ParameterError(
+        f"layer {certificate.layers[-1].name!r}: its scores of order (t={order.t}, k={order.k}) and up to "
+        f"{certificate.layers[-1].bits} bits need moduli of {certificate.required_bits} bits together, {max(1, short)} "
+        f"more than all primes of {width} bits hold (at most {MAX_LIMBS} limbs); use {fix}"
+    )

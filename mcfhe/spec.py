@@ -14,6 +14,7 @@ SPEC_FORMAT = "mcfhe/client-spec"
 LATTICE_FORMAT = "mcfhe/lattice-client-spec"
 SPEC_VERSION = 1
 PROFILES = ("patent", "hardened")
+DEFAULT_PROFILE = "hardened"  # what is used where no profile is named; the scheme by the letter is asked for by name
 
 
 @dataclass(frozen=True, slots=True)

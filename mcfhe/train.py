@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +18,13 @@ from torch import Tensor, nn
 
 from mcfhe import datasets, models
 from mcfhe.activations import PolyActivation
+from mcfhe.augment import AUGMENTATIONS
 from mcfhe.cards import ModelCard
 from mcfhe.datasets import Dataset
 from mcfhe.errors import ParameterError
 from mcfhe.scoring import accuracy, normalise, statistics
 
-AUGMENTATIONS = ("none", "shift", "shift-flip")
-MAX_SHIFT = 1  # pixels, each way
+PRECISIONS = ("float32", "bfloat16")
 GRID_BITS = 8  # log2 of the scale that compile() takes by default
 WARM_UP = 0.2  # of all steps
 MAX_GRADIENT_NORM = 1.0  # a polynomial has no saturation: one outlier must not throw the weights far off
@@ -74,6 +75,9 @@ def train(
     grid_bits: int = GRID_BITS,
     limit: int | None = None,
     device: str = "cpu",
+    label_smoothing: float = 0.0,
+    precision: str = "float32",
+    initial: str | os.PathLike[str] | None = None,
     command: str | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> TrainResult:
@@ -92,7 +96,8 @@ def train(
         batch_size: 2 or more; the last, incomplete batch of an epoch is dropped unless it is the only one.
         data: folder of the user's to find the data set in.
         progress: show a progress bar on standard error if that is a terminal.
-        augment: ``none``, ``shift`` (by up to one pixel each way) or ``shift-flip`` (also mirrored left to right).
+        augment: ``none``, ``shift`` (by up to one pixel each way), ``shift-flip`` (also mirrored left to right),
+            ``crop-flip`` (by up to four pixels, mirrored) or ``affine`` (turned, scaled and moved).
         weight_decay: decoupled, >= 0, on weights and normalisation gains, not on biases and coefficients.
         validation: hold out this many training images, drawn by seed, and report their accuracy after every epoch.
         balance: weight each class by the inverse of its frequency in the training split.
@@ -100,6 +105,12 @@ def train(
         grid_bits: :func:`snap` the fused weights to multiples of 2**-grid_bits, 1..20; 0 leaves them as they are.
         limit: use only the first so many images of either split.
         device: of the training; the returned model is on the CPU.
+        label_smoothing: share of every target that goes to all classes alike, 0 <= s < 1.
+        precision: ``bfloat16`` runs convolutions and linear layers in it, channels last, on weights kept in float32;
+            faster where the processor has bfloat16 products.
+        initial: go on from this model file, without batch norm: the network that is trained is then the one that is
+            used, and what batch statistics hid (a polynomial far outside the range it was trained in) is seen and
+            learnt. The card's command then names both trainings.
         command: recorded in the card; by default the ``mcfhe train`` line with these arguments, ``data`` left out.
         on_epoch: called after every epoch.
 
@@ -117,12 +128,22 @@ def train(
         raise ParameterError(f"augment: {augment!r}; choose one of {', '.join(AUGMENTATIONS)}")
     if not 0 <= grid_bits <= 20:
         raise ParameterError(f"grid_bits: {grid_bits}; use 1..20, or 0 for no grid")
+    if not 0 <= label_smoothing < 1:
+        raise ParameterError(f"label_smoothing: {label_smoothing}; use 0 or more, below 1")
+    if precision not in PRECISIONS:
+        raise ParameterError(f"precision: {precision!r}; choose one of {', '.join(PRECISIONS)}")
     train_set, test_set = _splits(dataset, data, limit)
     channels, side, _ = train_set.image_shape
     mean, std = statistics(train_set)
     options = {"dataset": train_set.name, "arch": arch, "epochs": epochs, "seed": seed, "lr": lr}
     options |= {"batch-size": batch_size, "augment": augment, "weight-decay": weight_decay, "activation": activation}
-    optional = {"grid-bits": (grid_bits, GRID_BITS), "validation": (validation, 0), "limit": (limit, None)}
+    optional: dict[str, tuple[object, object]] = {
+        "grid-bits": (grid_bits, GRID_BITS),
+        "validation": (validation, 0),
+        "limit": (limit, None),
+    }
+    optional |= {"initial": (None if initial is None else Path(initial).name, None)}
+    optional |= {"label-smoothing": (label_smoothing, 0.0), "precision": (precision, "float32")}
     options |= {name: value for name, (value, default) in optional.items() if value != default}
     card = ModelCard(
         arch=arch,
@@ -145,10 +166,16 @@ def train(
     held_out = None
     if validation:
         train_set, held_out = train_set.hold_out(validation, seed)
+    if initial is not None:
+        before = models.load(initial)
+        card = _continued(card, before.mcfhe_metadata)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
         torch.manual_seed(seed)
-        model = models.build(arch, **{**card.arguments, "batch_norm": True}).to(device)
-    loop = _Loop(model, train_set, card, epochs, batch_size, lr, weight_decay, augment, balance)
+        model = before if initial is not None else models.build(arch, **{**card.arguments, "batch_norm": True})
+    model.to(device)
+    loop = _Loop(
+        model, train_set, card, epochs, batch_size, lr, weight_decay, augment, balance, label_smoothing, precision
+    )
     history = []
     with _progress(epochs, progress) as advance:
         for number in range(1, epochs + 1):
@@ -159,6 +186,7 @@ def train(
             advance(history[-1])
             if on_epoch is not None:
                 on_epoch(history[-1])
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     trained = models.fuse_batch_norm(model.cpu())
     if grid_bits:
         snap(trained, grid_bits)
@@ -166,6 +194,15 @@ def train(
     card = replace(card, test_accuracy=test_accuracy)
     trained.mcfhe_metadata = card  # type: ignore[assignment]
     return TrainResult(trained, card, test_accuracy, tuple(history))
+
+
+def _continued(card: ModelCard, before: ModelCard) -> ModelCard:
+    """``card`` for a training that starts from the model of ``before``; ParameterError where they do not fit."""
+    for field in ("arch", "arguments", "mean", "std", "labels"):
+        found, wanted = getattr(before, field), getattr(card, field)
+        if found != wanted:
+            raise ParameterError(f"initial: its {field} is {found}, this training has {wanted}")
+    return replace(card, command=f"{before.command} && {card.command}")
 
 
 class _Loop:
@@ -182,8 +219,14 @@ class _Loop:
         weight_decay: float,
         augment: str,
         balance: bool,
+        label_smoothing: float,
+        precision: str,
     ) -> None:
-        self.model, self.card, self.augment, self.lr = model, card, augment, lr
+        self.model, self.card, self.lr = model, card, lr
+        self.augment, self.label_smoothing = AUGMENTATIONS[augment], label_smoothing
+        self.low_precision = precision == "bfloat16"
+        if self.low_precision:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         device = next(model.parameters()).device
         self.images, self.labels = train_set.images.to(device), train_set.labels.to(device)
         self.batch_size = min(batch_size, len(train_set))
@@ -212,9 +255,11 @@ class _Loop:
         order = torch.randperm(len(self.images), generator=self.generator)
         for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
             batch = order[start : start + self.batch_size]
-            images = _augmented(self.images[batch], self.augment, self.generator)
-            scores = self.model(normalise(images, self.card.mean, self.card.std))
-            loss = F.cross_entropy(scores, self.labels[batch], weight=self.class_weights)
+            images = self.augment(self.images[batch], self.generator)
+            scores = self._scores(normalise(images, self.card.mean, self.card.std))
+            loss = F.cross_entropy(
+                scores, self.labels[batch], weight=self.class_weights, label_smoothing=self.label_smoothing
+            )
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
@@ -229,28 +274,19 @@ class _Loop:
             losses.append(loss.detach())
         return float(torch.stack(losses).mean())
 
+    def _scores(self, x: Tensor) -> Tensor:
+        if not self.low_precision:
+            out: Tensor = self.model(x)
+            return out
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            out = self.model(x.contiguous(memory_format=torch.channels_last))
+        return out.float()
+
 
 def _schedule(step: int, total: int) -> float:
     """Share of the peak learning rate: linear up over ``WARM_UP`` of the steps, then half a cosine down to 0."""
     position, top = (step + 0.5) / total, WARM_UP
     return position / top if position < top else 0.5 * (1 + math.cos(math.pi * (position - top) / (1 - top)))
-
-
-def _augmented(images: Tensor, augment: str, generator: torch.Generator) -> Tensor:
-    """uint8 ``[b, C, H, W]`` to the same, every image moved (edges filled with 0) and perhaps mirrored on its own."""
-    if augment == "none":
-        return images
-    count, _, height, width = images.shape
-    down, right = torch.randint(0, 2 * MAX_SHIFT + 1, (2, count, 1, 1), generator=generator)
-    rows = (down + torch.arange(height)[:, None]).expand(count, height, width)
-    columns = right + torch.arange(width)
-    if augment == "shift-flip":
-        mirrored = torch.rand((count, 1, 1), generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(-1), columns)
-    columns = columns.expand(count, height, width)
-    padded = F.pad(images, [MAX_SHIFT] * 4)
-    picked = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows, columns]
-    return picked.permute(0, 3, 1, 2)
 
 
 def _splits(

@@ -102,6 +102,11 @@ class Request:
         return self.evaluation_key.key_id
 
     @property
+    def group(self) -> tuple[object, ...]:
+        """Requests of one group may be evaluated as one: their streams lie side by side."""
+        return self.program_id, self.key_id, self.profile, self.lanes
+
+    @property
     def batch(self) -> int:
         """Images in the request."""
         return self.ciphertext.shape[-1] // self.lanes
@@ -146,6 +151,8 @@ class Request:
                     f"evaluation key {key_id[:12]} is not registered here or its session has expired; register it again"
                 )
             check_match("evaluation key", "key_id", found.key_id, key_id)
+            if not isinstance(found, EvaluationKey):
+                raise MismatchError(f"evaluation key {key_id[:12]}: registered for another scheme than this request's")
             key = found
         else:
             content = unpack(data, _REQUEST_KIND, _REQUEST_FIELDS, _REQUEST_METADATA)
@@ -262,6 +269,13 @@ class Response:
     @staticmethod
     def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> Any:
         return Response.from_bytes(read_file(path, max_bytes))
+
+
+def read_evaluation_key(data: bytes) -> Any:
+    """The evaluation key, of whichever scheme, in a container; FormatError for anything else."""
+    if (lattice := _lattice(data)) is not None:
+        return lattice.LatticeEvaluationKey.from_bytes(data)
+    return EvaluationKey.from_bytes(data)
 
 
 def _lattice(data: bytes) -> Any:

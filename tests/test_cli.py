@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 import mcfhe
 from mcfhe.cards import ModelCard
 from mcfhe.cli import run
+from mcfhe.wording import SECURITY_LINE
 
 SAMPLE = mcfhe.datasets.SAMPLE
 
@@ -52,7 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     files = Files(tmp_path_factory.mktemp("cli"))
     save_model(files.model)
     command("compile", files.model, "--out", files.program, "--spec", files.spec)
-    command("keygen", files.spec, "--out", files.key)
+    command("keygen", files.spec, "--out", files.key, "--noise", 0)
     command("encrypt", "--key", files.key, "--dataset", SAMPLE, "--count", 3, "--out", files.request)
     command("evaluate", files.program, files.request, "--out", files.response)
     return files
@@ -92,9 +94,9 @@ def test_processes_agree_with_the_python_interface(files: Files) -> None:
     expected = np.asarray(program.evaluate_plain(images))
     assert answer["labels"] == [answer["names"][i] for i in expected.argmax(axis=1)]
     client, server = mcfhe.Client.load(files.key), mcfhe.Server(program)
-    assert client.decrypt(server.evaluate(client.encrypt(images))).tolist() == answer["scores"]
+    assert client.decrypt(server.evaluate(mcfhe.Request.load(files.request))).tolist() == answer["scores"]
     request, integers = client.encrypt(images, return_integers=True)
-    assert client.decrypt_integers(server.evaluate(request)) == program.evaluate_integers(integers, "patent")
+    assert client.decrypt_integers(server.evaluate(request)) == program.evaluate_integers(integers, request.profile)
 
 
 def test_key_file_is_private_and_its_key_is_not_in_the_request(files: Files) -> None:
@@ -112,9 +114,11 @@ def test_image_files_and_passphrase(files: Files, tmp_path: Path) -> None:
     phrase.write_text("correct horse\n")
     key, request, response = tmp_path / "key", tmp_path / "request", tmp_path / "response"
     keygen = json.loads(
-        command("keygen", files.program, "--out", key, "--passphrase-file", phrase, "--lanes", 3, "--json")
+        command(
+            "keygen", files.program, "--out", key, "--passphrase-file", phrase, "--lanes", 3, "--noise", 0, "--json"
+        )
     )
-    assert keygen["lanes"] == 3
+    assert (keygen["lanes"], keygen["profile"]) == (3, "hardened")
     arguments = ("encrypt", tmp_path / "0.png", tmp_path / "1.png", "--key", key, "--out", request)
     command(*arguments, MCFHE_PASSPHRASE="correct horse")
     evaluated = json.loads(command("evaluate", files.program, request, "--out", response, "--json"))
@@ -126,9 +130,9 @@ def test_image_files_and_passphrase(files: Files, tmp_path: Path) -> None:
         assert line.index(f"label {best[0]} ") < line.index(f"label {best[1]} ")
 
 
-def test_hardened_profile_over_files(files: Files, tmp_path: Path) -> None:
+def test_patent_profile_over_files(files: Files, tmp_path: Path) -> None:
     key, request, response = tmp_path / "key", tmp_path / "request", tmp_path / "response"
-    command("keygen", files.spec, "--out", key, "--profile", "hardened", "--redundancy", 1)
+    command("keygen", files.spec, "--out", key, "--profile", "patent", "--redundancy", 1)
     command("encrypt", "--key", key, "--dataset", SAMPLE, "--count", 2, "--out", request, "--quiet")
     command("evaluate", files.program, request, "--out", response)
     answer = json.loads(command("decrypt", response, "--key", key, "--json"))
@@ -140,9 +144,41 @@ def test_encrypt_says_what_the_scheme_is_worth(
 ) -> None:
     arguments = ["encrypt", "--key", str(files.key), "--dataset", SAMPLE, "--count", "1", "--out", str(tmp_path / "r")]
     assert run(arguments) == 0
-    assert "without semantic security" in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines() == [SECURITY_LINE]
+    assert run([*arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [SECURITY_LINE]  # beside the one object on standard output, not in it
+    assert set(json.loads(captured.out)) == {"out", "images", "request_id", "bytes", "labels"}
     assert run([*arguments, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_classify_says_what_the_scheme_is_worth(
+    files: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Before anything is sent, so also where no server answers."""
+    pytest.importorskip("httpx")
+    arguments = ["classify", "--server", "http://127.0.0.1:9", "--retries", "0", "--key", str(files.key)]
+    arguments += ["--dataset", SAMPLE, "--count", "1"]
+    assert run(arguments) == 1
+    line, refusal = capsys.readouterr().err.splitlines()
+    assert line == SECURITY_LINE
+    assert refusal.startswith("mcfhe: ")
+    assert run([*arguments, "--quiet"]) == 1
     assert "semantic" not in capsys.readouterr().err
+
+
+def test_the_security_line_is_what_the_documents_say() -> None:
+    root = Path(__file__).parent.parent
+    readme, security = ((root / name).read_text("utf-8") for name in ("README.md", "SECURITY.md"))
+    said = SECURITY_LINE.split(":")[0].removeprefix("The modular scheme is ")
+    assert said == "a fast obfuscation without semantic security"
+    assert said in readme.split("## ")[0]
+    top = " ".join(security.split("## ")[0].split())
+    assert "The modular scheme is a fast obfuscation." in top
+    assert "no semantic security" in top
+    for text in (readme, security):
+        assert not re.search(r"\bsecure\b|128-bit|\bcannot be (read|recovered|broken)", text, re.IGNORECASE)
 
 
 def test_evaluate_refuses_secrets(files: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -298,7 +334,14 @@ def test_train_writes_a_model_that_compiles(capsys: pytest.CaptureFixture[str], 
     reported = json.loads(capsys.readouterr().out)["test_accuracy"]
     assert reported == mcfhe.models.load(out).mcfhe_metadata.test_accuracy
     assert reported >= 0.5
-    assert run(["compile", str(out), "--out", str(tmp_path / "program"), "--json"]) == 0
+    assert run(["compile", str(out), "--out", str(tmp_path / "program"), "--passes", "letter", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["order"]["patent"] == [8, 352]
     assert mcfhe.load_program(tmp_path / "program").client_spec().labels == ("dark", "light")
     assert "epochs" in refused(capsys, "train", "--out", out, "--epochs", 0)
+    quick = ["--epochs", "1", "--validation", "0"]
+    assert run([*arguments[:3], "--recipe", "cryptonets-mnist", *quick, "--out", str(out), "--json"]) == 0
+    card = mcfhe.models.load(out).mcfhe_metadata
+    assert (card.arch, card.arguments["activation"]) == ("cryptonets", "square")  # of the recipe
+    assert "--epochs 1 " in card.command  # said here
+    assert "--validation" not in card.command
+    assert "choose one of lenet-fashion-mnist" in refused(capsys, "train", "--out", out, "--recipe", "vgg")

@@ -20,7 +20,7 @@ from mcfhe.errors import CapacityError, DecryptionError, FormatError, ImageError
 from mcfhe.graph.order import Order
 from mcfhe.modular.keys import SecretKey
 from mcfhe.modular.params import Moduli
-from mcfhe.spec import ClientSpec
+from mcfhe.spec import DEFAULT_PROFILE, ClientSpec
 from mcfhe.wire import Request, Response
 from tests.modular_support import LinearServer, random_images
 
@@ -79,7 +79,7 @@ def test_any_parameters(profile: str, lanes: int, batch: int, redundancy: int, b
 
 
 def test_public_names_and_layout() -> None:
-    client = Client.generate(SERVER.spec, lanes=3)
+    client = Client.generate(SERVER.spec, lanes=3, profile="patent")
     moduli, positions = client.evaluation_key.moduli, client.secret_key.positions
     assert isinstance(moduli, Moduli)
     assert len(moduli) == len(positions)
@@ -93,9 +93,15 @@ def test_public_names_and_layout() -> None:
             assert np.array_equal(true, (integers[image] % b).astype(np.int64))
 
 
+def test_the_profile_without_a_name_is_the_hardened_one() -> None:
+    client = Client.generate(SERVER.spec)
+    assert client.secret_key.profile == client.encrypt(random_images(1, SHAPE)).profile == DEFAULT_PROFILE == "hardened"
+    assert SecretKey.generate(amplification=16, scale=64, required_product=1 << 60).profile == "hardened"
+
+
 def test_default_noise() -> None:
-    assert Client.generate(SERVER.spec).secret_key.noise == 0
-    assert Client.generate(SERVER.spec, profile="hardened").secret_key.noise == 8
+    assert Client.generate(SERVER.spec, profile="patent").secret_key.noise == 0
+    assert Client.generate(SERVER.spec).secret_key.noise == 8
     less = dataclasses.replace(SERVER.spec.profiles["hardened"], max_noise=3)
     spec = dataclasses.replace(SERVER.spec, profiles=SERVER.spec.profiles | {"hardened": less})
     assert Client.generate(spec, profile="hardened").secret_key.noise == 3
@@ -127,7 +133,7 @@ def test_refuses_parameters(arguments: dict[str, Any]) -> None:
 
 
 def test_small_basis_names_both_bit_counts() -> None:
-    needed = SERVER.spec.profile("patent").required_bits(32)
+    needed = SERVER.spec.profile(DEFAULT_PROFILE).required_bits(32)
     with pytest.raises(CapacityError, match=f"hold 14 bits, the program needs {needed} bits"):
         Client.generate(SERVER.spec, moduli=(101, 103))
     key = Client.generate(SERVER.spec).secret_key
@@ -148,9 +154,9 @@ def test_input_order_that_the_client_does_not_produce() -> None:
     profile = dataclasses.replace(SERVER.spec.profiles["patent"], input_order=Order(2, 12))
     spec = dataclasses.replace(SERVER.spec, profiles={"patent": profile})
     with pytest.raises(ParameterError, match="input order"):
-        Client.generate(spec)
+        Client.generate(spec, profile="patent")
     with pytest.raises(ParameterError, match="profile 'hardened': choose one of patent"):
-        Client.generate(spec, profile="hardened")
+        Client.generate(spec)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +206,7 @@ class TestResponses:
 
     @pytest.mark.parametrize(
         ("name", "value"),
-        [("lanes", 2), ("profile", "hardened"), ("limbs", (0, 1, 2, 3, 4)), ("limbs", (0, 1, 2, 3, 99))],
+        [("lanes", 2), ("profile", "patent"), ("limbs", (0, 1, 2, 3, 4)), ("limbs", (0, 1, 2, 3, 99))],
     )
     def test_of_another_form(self, name: str, value: object) -> None:
         if name == "limbs":
@@ -310,7 +316,7 @@ def test_nothing_secret_shows() -> None:
 
 def test_messages_carry_nothing_secret() -> None:
     """The bytes of a request name the public values and nothing else."""
-    client = Client.generate(SERVER.spec, user_key="canary passphrase", lanes=7)
+    client = Client.generate(SERVER.spec, user_key="canary passphrase", lanes=7, profile="patent")
     request = client.encrypt(random_images(1, SHAPE))
     data = request.to_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

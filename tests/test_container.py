@@ -35,7 +35,7 @@ class TestContainer:
 
     def test_layout_is_the_librarys(self) -> None:
         """Order, offsets and data of every dtype, empty tensors among them; one copy of the data, not three."""
-        kinds = ("<u1", "<i4", "<i8", "<f4", "<f8")
+        kinds = ("<u1", "<i4", "<i8", "<f2", "<f4", "<f8")
         tensors = {f"{name}{code[1:]}": np.arange(3).astype(code) for code in kinds for name in "zaé"}
         tensors |= {"empty": np.empty((0, 3), "<i4"), "strided": np.arange(12, dtype=">i4").reshape(3, 4).T}
         plain = {name: np.ascontiguousarray(value, value.dtype.newbyteorder("<")) for name, value in tensors.items()}

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mcfhe
+from benchmarks import render_audit
 from mcfhe.cli import run
 from mcfhe.datasets import SAMPLE, Dataset
 from mcfhe.train import train
@@ -101,7 +102,7 @@ def test_redundancy_survives_a_lost_and_a_damaged_limb(fashion: tuple[mcfhe.Prog
     residues = response.residues[1:].clone()  # limb 0 is lost
     residues[4] = torch.randint(0, client.evaluation_key.moduli[5], residues[4].shape)  # limb 5 is garbage
     partial = mcfhe.Response.for_request(request, residues, limbs=tuple(range(1, len(client.evaluation_key.moduli))))
-    assert client.decrypt_integers(partial) == program.evaluate_integers(integers, "patent")
+    assert client.decrypt_integers(partial) == program.evaluate_integers(integers, request.profile)
 
 
 def test_a_key_for_a_smaller_program_is_refused(fashion: tuple[mcfhe.Program, Dataset]) -> None:
@@ -137,7 +138,7 @@ def test_a_program_survives_a_round_trip(fashion: tuple[mcfhe.Program, Dataset],
     program.save(tmp_path / "p")
     loaded = mcfhe.load_program(tmp_path / "p")
     assert loaded.program_id == program.program_id
-    client = mcfhe.Client.generate(program.client_spec())
+    client = mcfhe.Client.generate(program.client_spec(), noise=0)
     response = mcfhe.Server(loaded).evaluate(client.encrypt(sample.images[:2]))
     assert (
         client.decrypt(response).argmax(dim=1).tolist()
@@ -171,7 +172,7 @@ def test_chest_x_rays_train_and_classify_encrypted() -> None:
     result = train("lenet", splits, epochs=3, seed=1, progress=False)
     assert result.test_accuracy > 0.7
     program = compile_trained(result.model)
-    client = mcfhe.Client.generate(program.client_spec())
+    client = mcfhe.Client.generate(program.client_spec(), noise=0)
     images, truth = splits[1].images[:100], splits[1].labels[:100].numpy()
     labels = classify(program, client, images)
     plain = np.asarray(program.evaluate_plain(images)).argmax(axis=1)
@@ -186,4 +187,31 @@ def test_demo_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert body["images"] == 60
     assert body["mismatches"] == 0
     assert body["encrypted_accuracy"] == body["quantised_accuracy"] > 0.8
+    assert body["profile"] == "patent"
+    beside = body["hardened"]
+    assert (beside["profile"], beside["images"], beside["mismatches"]) == ("hardened", 60, 0)
+    assert beside["encrypted_accuracy"] > 0.8
+    committed = json.loads(render_audit.RESULTS.read_text("utf-8"))["attacks"]
+    for run_of in (body, beside):
+        found = {row["attack"]: row["outcome"] for row in run_of["audit"]["attacks"] if row["outcome"] != "skipped"}
+        assert run_of["audit"]["images"] == 10
+        assert found == {
+            row["attack"]: row["outcome"]
+            for row in committed
+            if (row["set"], row["profile"]) == ("default", run_of["profile"]) and row["attack"] in found
+        }
+    assert beside["limbs"] < body["limbs"]
+    assert beside["bytes_up"] < body["bytes_up"]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_seven_activations_and_hundreds_of_limbs_stay_exact() -> None:
+    """resnet7 on small images: orders of a^128, residual sums across degrees, integers of thousands of bits."""
+    torch.manual_seed(0)
+    model = mcfhe.models.resnet7(image_size=8).eval()
+    program = mcfhe.compile(model, (3, 8, 8), 0.5, 0.25, scale_bits=14, amplification_bits=12, passes="default")
+    client = mcfhe.Client.generate(program.client_spec(), lanes=2, profile="hardened")
+    assert len(client.evaluation_key.moduli) > 200
+    assert program.integer_program("hardened").output_order.t == 128
+    images = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    classify(program, client, images)

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcfhe.errors import ParameterError
-from mcfhe.graph.certificate import Certificate, Intervals, certify
+from mcfhe.graph.certificate import Certificate, certify
 from mcfhe.graph.integers import evaluate_integers
+from mcfhe.graph.intervals import Intervals
 from mcfhe.graph.nodes import AvgPool2d, Conv2d, Flatten, Graph, Input, Linear, Node, Poly
 from mcfhe.graph.order import Order
 from mcfhe.graph.polynomial import evaluate, polynomial_range

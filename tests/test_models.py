@@ -39,6 +39,15 @@ CARD = ModelCard(
 )
 
 
+FACTORIES = [
+    (models.lenet, (1, 28, 28)),
+    (models.cryptonets, (1, 28, 28)),
+    (models.tenseal_net, (1, 28, 28)),
+    (models.resnet_tiny, (3, 32, 32)),
+    (models.resnet7, (3, 32, 32)),
+]
+
+
 def toy_model() -> nn.Module:
     torch.manual_seed(0)
     return models.lenet(num_classes=3, image_size=8)
@@ -120,14 +129,45 @@ def exported_ops(model: nn.Module, shape: tuple[int, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("activation", ["poly", "poly-per-channel", "square"])
-@pytest.mark.parametrize(("factory", "shape"), [(models.lenet, (1, 28, 28)), (models.resnet_tiny, (3, 32, 32))])
+@pytest.mark.parametrize(("factory", "shape"), FACTORIES)
 def test_exports_to_few_linear_ops(
     factory: Callable[..., nn.Module], shape: tuple[int, int, int], activation: str
 ) -> None:
     ops = exported_ops(factory(activation=activation), (2, *shape))
     allowed = {"conv2d", "linear", "avg_pool2d", "flatten", "mul", "add", "select", "slice", "reshape"}
     assert {op.split(".")[1] for op in ops} <= allowed
-    assert sum("conv2d" in op or "linear" in op for op in ops) == 4
+    weighted = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in factory().modules())
+    assert sum("conv2d" in op or "linear" in op for op in ops) == weighted
+
+
+@pytest.mark.parametrize(
+    ("factory", "weights", "activations"),
+    [
+        (models.cryptonets, {(5, 1, 5, 5), (100, 5 * 13 * 13), (10, 100)}, 2),
+        (models.tenseal_net, {(4, 1, 7, 7), (64, 4 * 8 * 8), (10, 64)}, 2),
+    ],
+)
+def test_published_networks_have_their_published_sizes(
+    factory: Callable[..., nn.Module], weights: set[tuple[int, ...]], activations: int
+) -> None:
+    model = factory().eval()
+    assert {tuple(v.shape) for n, v in model.state_dict().items() if n.endswith("weight")} == weights
+    assert sum(isinstance(module, PolyActivation) for module in model.modules()) == activations
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    x = torch.randn(3, 1, 28, 28)
+    assert torch.allclose(factory(activation="square").act1(x), x**2)  # type: ignore[operator]
+
+
+def test_resnet7_has_seven_activations_and_halves_the_map_three_times() -> None:
+    model = models.resnet7(batch_norm=True).eval()
+    assert sum(isinstance(module, PolyActivation) for module in model.modules()) == 7
+    assert sum(isinstance(module, models.Residual) for module in model.modules()) == 3
+    maps = []
+    for module in model.modules():
+        if isinstance(module, models.Residual):
+            module.register_forward_hook(lambda _, inputs, output: maps.append((inputs[0].shape[2], output.shape[2])))
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert maps == [(32, 16), (16, 8), (8, 4)]
 
 
 def test_lenet_is_the_documented_network() -> None:
@@ -175,9 +215,9 @@ def test_bad_architecture_arguments(arguments: dict[str, Any], message: str) -> 
 
 
 def test_registry() -> None:
-    assert set(models.ARCHITECTURES) == {"lenet", "resnet_tiny"}
+    assert set(models.ARCHITECTURES) == {"lenet", "cryptonets", "tenseal_net", "resnet_tiny", "resnet7"}
     assert repr(models.build("lenet", num_classes=5)) == repr(models.lenet(num_classes=5))
-    with pytest.raises(ParameterError, match="arch: 'vgg'; choose one of lenet, resnet_tiny"):
+    with pytest.raises(ParameterError, match="arch: 'vgg'; choose one of lenet, cryptonets, tenseal_net, resnet_tiny"):
         models.build("vgg")
     with pytest.raises(ParameterError, match="lenet has no 'pretrained'"):
         models.build("lenet", pretrained="fashion-mnist")
@@ -186,12 +226,12 @@ def test_registry() -> None:
 # --- batch norm ---
 
 
-@pytest.mark.parametrize(("factory", "shape"), [(models.lenet, (1, 28, 28)), (models.resnet_tiny, (3, 32, 32))])
+@pytest.mark.parametrize(("factory", "shape"), FACTORIES)
 def test_fusion_is_exact(factory: Callable[..., nn.Module], shape: tuple[int, int, int]) -> None:
     torch.manual_seed(1)
     model = factory(batch_norm=True).double()
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    assert len(norms) == 3
+    assert norms
     for norm in norms:  # nothing left at its default
         for value in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
             torch.nn.init.uniform_(value, 0.5, 2.0)  # type: ignore[arg-type]
@@ -236,6 +276,24 @@ def test_save_and_load(tmp_path: Path, batch_norm: bool) -> None:
     assert all(parameter.requires_grad for parameter in loaded.parameters())
     models.save(loaded, tmp_path / "again.safetensors")  # with the card it came with
     assert models.load(tmp_path / "again.safetensors").mcfhe_metadata == card
+
+
+def test_values_of_half_precision_take_half_the_room(tmp_path: Path) -> None:
+    """Stored as float16 where that loses nothing, tensor by tensor; read back as the same float32."""
+    model = toy_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_((parameter * 1024).round() / 1024)
+        model.fc1.weight[0, 0] = 1 + 2**-20  # type: ignore[union-attr, operator]
+        model.conv1.weight[0, 0, 0, 0] = 1e6  # type: ignore[union-attr, operator]
+    models.save(model, tmp_path / "m.safetensors", CARD)
+    stored = container.read_header((tmp_path / "m.safetensors").read_bytes()).tensors
+    assert {name for name, info in stored.items() if info.dtype == "F32"} == {"fc1.weight", "conv1.weight"}
+    assert {info.dtype for info in stored.values()} == {"F16", "F32"}
+    loaded = models.load(tmp_path / "m.safetensors").state_dict()
+    for name, value in model.state_dict().items():
+        assert loaded[name].dtype == torch.float32
+        assert torch.equal(loaded[name], value)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,6 +382,7 @@ def test_hostile_tensors(tmp_path: Path) -> None:
     for tensors, message in (
         ({"fc2.weight": nan}, "fc2.weight: holds values that are not finite"),
         ({"fc2.weight": nan.astype(np.float64)}, "fc2.weight"),
+        ({"fc2.weight": nan.astype(np.float16)}, "fc2.weight: holds values that are not finite"),
         ({"fc2.weight": nan[:2]}, "fc2.weight"),
         ({"fc3.weight": nan}, "fc3.weight"),
     ):
@@ -355,7 +414,13 @@ def test_every_altered_bit_is_noticed(tmp_path_factory: pytest.TempPathFactory, 
 
 
 def test_pretrained_weights() -> None:
-    assert models.available_pretrained() == {"lenet": ("fashion-mnist",), "resnet_tiny": ()}
+    assert models.available_pretrained() == {
+        "lenet": ("fashion-mnist",),
+        "cryptonets": ("mnist",),
+        "tenseal_net": ("mnist",),
+        "resnet_tiny": (),
+        "resnet7": (),
+    }
     model = models.lenet(pretrained="fashion-mnist")
     card = model.mcfhe_metadata
     assert isinstance(card, ModelCard)

@@ -223,9 +223,13 @@ def test_linear_layers_are_merged_where_that_is_cheaper() -> None:
         (conv(0, 2, 3, 1), conv(1, 3, 1, 3), True),
         (conv(0, 2, 3, 1), conv(1, 3, 1, 3, padding=1), False),
         (conv(0, 2, 3, 1, bias=None), conv(1, 3, 1, 3, padding=1, stride=(2, 1)), True),
-        (conv(0, 2, 3, 1, padding=1), conv(1, 3, 1, 3), False),
+        (conv(0, 2, 3, 1, padding=1), conv(1, 3, 1, 3), True),
         (conv(0, 2, 2, 1, groups=2), conv(1, 2, 1, 3), False),
-        (conv(0, 2, 2, 3), conv(1, 2, 2, 2), False),
+        (conv(0, 2, 2, 3), conv(1, 2, 2, 2), True),
+        (conv(0, 2, 3, 2, padding=2, stride=(2, 1)), conv(1, 3, 1, 2, stride=(1, 2), dilation=(1, 2)), True),
+        (conv(0, 2, 2, 3, padding=2, bias=None), conv(1, 2, 1, 2, padding=1), False),
+        (conv(0, 2, 2, 2, dilation=(2, 1)), conv(1, 2, 1, 2), False),
+        (conv(0, 2, 1, 2), conv(1, 1, 4, 2), False),  # more multiplications
     ],
 )
 def test_convolutions(first: Conv2d, second: Conv2d, merged: bool) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks import render_models
 from benchmarks.render import render
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +23,11 @@ def test_python_example_runs_as_written() -> None:
 
 def test_numbers_come_from_the_measurements() -> None:
     assert render(TEXT) == TEXT
+
+
+def test_tables_of_the_models_come_from_their_files_and_measurements() -> None:
+    page = render_models.PAGE.read_text("utf-8")
+    assert render_models.render(page) == page
 
 
 def test_every_listed_command_exists() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from mcfhe import datasets, models, scoring
 from mcfhe import train as training
 from mcfhe.activations import PolyActivation
+from mcfhe.augment import AUGMENTATIONS
 from mcfhe.datasets import Dataset
 from mcfhe.errors import ParameterError
+from mcfhe.recipes import RECIPES
 from mcfhe.train import Epoch, TrainResult, train
 
 SCALE = 256
@@ -143,7 +146,7 @@ def test_balance_finds_rare_classes() -> None:
 @pytest.mark.parametrize("augment", ["shift", "shift-flip"])
 def test_augmentation_moves_and_mirrors_whole_images(augment: str) -> None:
     images = torch.arange(1, 201, dtype=torch.uint8).view(5, 2, 4, 5).repeat(30, 1, 1, 1)  # every pixel differs
-    moved = training._augmented(images, augment, torch.Generator().manual_seed(0))
+    moved = AUGMENTATIONS[augment](images, torch.Generator().manual_seed(0))
     assert moved.shape == images.shape
     assert moved.dtype == torch.uint8
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
@@ -160,6 +163,74 @@ def test_augmentation_moves_and_mirrors_whole_images(augment: str) -> None:
         seen |= fits
     assert {(dy, dx) for dy, dx, _ in seen} == {(dy, dx) for dy in range(3) for dx in range(3)}
     assert {flip for *_, flip in seen} == ({False, True} if augment == "shift-flip" else {False})
+
+
+def test_crops_reach_four_pixels() -> None:
+    images = torch.full((2000, 1, 6, 6), 255, dtype=torch.uint8)
+    moved = AUGMENTATIONS["crop-flip"](images, torch.Generator().manual_seed(0))
+    shares = moved.float().mean((1, 2, 3)) / 255 * 36
+    assert set(shares.round().int().tolist()) == {a * b for a in range(2, 7) for b in range(2, 7)}
+
+
+def test_warps_are_small_and_of_each_image() -> None:
+    images = torch.zeros(200, 1, 28, 28, dtype=torch.uint8)
+    images[:, :, 10:18, 12:16] = 200  # a bar
+    moved = AUGMENTATIONS["affine"](images, torch.Generator().manual_seed(0))
+    again = AUGMENTATIONS["affine"](images, torch.Generator().manual_seed(0))
+    assert moved.dtype == torch.uint8
+    assert torch.equal(moved, again)
+    assert len({image.numpy().tobytes() for image in moved}) == 200
+    mass = moved.double().sum((1, 2, 3)) / (200 * 32)
+    assert 0.7 < float(mass.min()) < 1 < float(mass.max()) < 1.4
+    rows = torch.arange(28.0, dtype=torch.float64)
+    centre = (moved.double().sum((1, 3)) * rows).sum(1) / moved.double().sum((1, 2, 3))
+    assert 0.5 < float(centre.std()) < 2.5
+    assert abs(float(centre.mean()) - 13.5) < 0.3
+
+
+def test_low_precision_learns_the_same_task() -> None:
+    sets = (bars(256, 0, channels=3), bars(128, 1, channels=3, split="test"))
+    result = quick(arch="resnet7", dataset=sets, precision="bfloat16", label_smoothing=0.1, epochs=4, lr=0.01)
+    assert result.test_accuracy >= 0.9
+    assert "--label-smoothing 0.1 --precision bfloat16" in result.card.command
+    assert {value.dtype for value in result.model.state_dict().values()} == {torch.float32}
+    assert all(value.is_contiguous() for value in result.model.state_dict().values())
+
+
+def test_training_goes_on_from_a_model(result: TrainResult, tmp_path: Path) -> None:
+    """Without batch norm, from the very weights: nothing to learn leaves them as they are, and both commands stay."""
+    models.save(result.model, tmp_path / "first.safetensors", result.card)
+    same = quick(initial=tmp_path / "first.safetensors", epochs=1, lr=1e-12, weight_decay=0.0)
+    assert torch.equal(weights(same), weights(result))
+    assert same.card.command.startswith(f"{result.card.command} && mcfhe train ")
+    assert "--initial first.safetensors" in same.card.command
+    spoilt = copy.deepcopy(result.model)
+    with torch.no_grad():
+        spoilt.fc2.weight.zero_()  # type: ignore[union-attr, operator]
+    models.save(spoilt, tmp_path / "spoilt.safetensors", result.card)
+    repaired = quick(initial=tmp_path / "spoilt.safetensors", epochs=4, lr=4e-3)
+    assert scoring.accuracy(spoilt, SETS[1], result.card.mean, result.card.std) < 0.9
+    assert repaired.test_accuracy >= 0.95
+
+
+def test_a_model_of_another_kind_is_not_gone_on_from(result: TrainResult, tmp_path: Path) -> None:
+    models.save(result.model, tmp_path / "first.safetensors", result.card)
+    with pytest.raises(ParameterError, match=r"initial: its arguments is .*this training has"):
+        quick(initial=tmp_path / "first.safetensors", activation="square")
+    with pytest.raises(ParameterError, match="initial: its arch is lenet"):
+        quick(initial=tmp_path / "first.safetensors", arch="resnet_tiny")
+
+
+def test_every_recipe_is_complete() -> None:
+    """Values of options that exist, for an architecture that exists."""
+    accepted = inspect.signature(train).parameters
+    for name, values in RECIPES.items():
+        assert set(values) <= set(accepted)
+        assert name == f"{values['arch']}-{str(values['dataset']).removesuffix('-jpeg')}"
+        assert values["arch"] in models.ARCHITECTURES
+        for option, value in values.items():
+            default = accepted[option].default
+            assert isinstance(value, type(default)), option
 
 
 def test_schedule_rises_to_the_peak_and_falls_to_nothing() -> None:

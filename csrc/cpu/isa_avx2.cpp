@@ -22,6 +22,8 @@ namespace {
 
 #include "words_avx2.h"
 
+#include "word_layouts.h"
+
 #include "ntt_body.h"
 
 #include "key_switch_body.h"

@@ -26,6 +26,8 @@ namespace {
 
 #include "words_avx512.h"
 
+#include "word_layouts.h"
+
 #include "ntt_body.h"
 
 #include "key_switch_body.h"

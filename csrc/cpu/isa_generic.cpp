@@ -16,6 +16,8 @@ namespace {
 
 #include "words_generic.h"
 
+#include "word_layouts.h"
+
 #include "ntt_body.h"
 
 #include "key_switch_body.h"

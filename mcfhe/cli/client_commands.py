@@ -24,7 +24,7 @@ from mcfhe.cli.common import (
     stdout,
 )
 from mcfhe.errors import FormatError, ParameterError
-from mcfhe.spec import ClientSpec
+from mcfhe.spec import DEFAULT_PROFILE, ClientSpec
 from mcfhe.wording import LATTICE_LINE, SECURITY_LINE
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ key_option = click.option("--key", "-k", required=True, type=click.Path(path_typ
 @path_argument("spec")
 @out_option("key, mode 0600,")
 @click.option("--lanes", default=4, show_default=True, help="M: positions a residue may hide in.")
-@click.option("--profile", default="patent", show_default=True, help="patent or hardened.")
+@click.option("--profile", default=DEFAULT_PROFILE, show_default=True, help="patent or hardened.")
 @click.option("--noise", type=int, help="Exclusive upper end of the noise; the default depends on the profile.")
 @click.option("--redundancy", default=0, show_default=True, help="Spare limbs for error correction.")
 @click.option(
@@ -67,12 +67,18 @@ def keygen(
     SPEC is the client spec (JSON) that `mcfhe compile --spec` wrote, or a program file.
     """
     from mcfhe.client import Client
-    from mcfhe.container import read_file
+    from mcfhe.container import read_secret_file
+    from mcfhe.wiping import wipe
 
     refuse_overwrite(out, force)
-    user_key = None if user_key_file is None else read_file(user_key_file, 1 << 20)
-    client = Client.generate(read_spec(spec), lanes, profile, noise=noise, redundancy=redundancy, user_key=user_key)
-    client.save(out, passphrase(passphrase_file))
+    client_spec = read_spec(spec)
+    user_key = None if user_key_file is None else read_secret_file(user_key_file, 1 << 20)
+    try:
+        client = Client.generate(client_spec, lanes, profile, noise=noise, redundancy=redundancy, user_key=user_key)
+    finally:
+        wipe(user_key or bytearray())
+    with client:
+        client.save(out, passphrase(passphrase_file))
     if client.spec.scheme == "lattice":
         _print_lattice_key(client, out, as_json)
         return
@@ -134,12 +140,12 @@ def encrypt(
     """
     from mcfhe.client import Client
 
-    client = Client.load(key, passphrase(passphrase_file))
-    lattice = client.spec.scheme == "lattice"
-    security_line(quiet, LATTICE_LINE if lattice else SECURITY_LINE)
-    pixels, names, labels = load_images(images, dataset, data, count, client.spec.input_shape)
-    with progress_bar("encrypt", quiet or as_json) as update:
-        request = client.encrypt(pixels, progress=update) if lattice else client.encrypt(pixels)
+    with Client.load(key, passphrase(passphrase_file)) as client:
+        lattice = client.spec.scheme == "lattice"
+        security_line(quiet, LATTICE_LINE if lattice else SECURITY_LINE)
+        pixels, names, labels = load_images(images, dataset, data, count, client.spec.input_shape)
+        with progress_bar("encrypt", quiet or as_json) as update:
+            request = client.encrypt(pixels, progress=update) if lattice else client.encrypt(pixels)
     request.save(out)
     size = out.stat().st_size
     if as_json:
@@ -160,8 +166,8 @@ def decrypt(response: Path, key: Path, top: int, passphrase_file: Path | None, a
     from mcfhe.client import Client
     from mcfhe.wire import Response
 
-    client = Client.load(key, passphrase(passphrase_file))
-    scores = client.decrypt(Response.load(response))
+    with Client.load(key, passphrase(passphrase_file)) as client:
+        scores = client.decrypt(Response.load(response))
     best = scores.argsort(dim=1, descending=True)
     labels = client.spec.labels
     if as_json:

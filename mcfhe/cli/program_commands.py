@@ -13,8 +13,26 @@ from mcfhe.errors import ParameterError
 PRETRAINED_SEPARATOR = ":"
 
 
+def _use_recipe(context: click.Context, parameter: click.Parameter, name: str | None) -> None:
+    """The recipe's values become the defaults of the other options."""
+    if name is None:
+        return
+    from mcfhe.recipes import RECIPES
+
+    if name not in RECIPES:
+        raise ParameterError(f"--recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    context.default_map = dict(RECIPES[name])
+
+
 @click.command()
 @out_option("model (safetensors)")
+@click.option(
+    "--recipe",
+    is_eager=True,
+    expose_value=False,
+    callback=_use_recipe,
+    help="Defaults of a shipped model, for example lenet-mnist; other options still change them.",
+)
 @click.option(
     "--dataset",
     default="fashion-mnist",
@@ -26,12 +44,15 @@ PRETRAINED_SEPARATOR = ":"
 @click.option("--seed", default=0, show_default=True, help="Of weights, order and augmentation.")
 @click.option("--lr", default=4e-3, show_default=True, help="Peak learning rate.")
 @click.option("--batch-size", default=256, show_default=True, help="Images in a step.")
-@click.option("--augment", default="shift", show_default=True, help="none, shift or shift-flip.")
+@click.option("--augment", default="shift", show_default=True, help="none, shift, shift-flip, crop-flip or affine.")
 @click.option("--weight-decay", default=0.1, show_default=True, help="Decoupled weight decay.")
 @click.option("--validation", default=0, show_default=True, help="Training images held out, scored every epoch.")
 @click.option("--balance", is_flag=True, help="Weight classes by inverse frequency.")
 @click.option("--activation", default="poly", show_default=True, help="poly or square.")
 @click.option("--grid-bits", default=8, show_default=True, help="Snap weights to multiples of 2**-bits; 0: do not.")
+@click.option("--label-smoothing", default=0.0, show_default=True, help="Share of a target spread over all classes.")
+@click.option("--precision", default="float32", show_default=True, help="float32, or bfloat16 for large convolutions.")
+@click.option("--initial", type=click.Path(path_type=Path), help="Go on from this model, without batch norm.")
 @click.option("--limit", type=int, help="Use only so many images of either split.")
 @data_option
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for the training.")
@@ -51,6 +72,9 @@ def train(
     balance: bool,
     activation: str,
     grid_bits: int,
+    label_smoothing: float,
+    precision: str,
+    initial: Path | None,
     limit: int | None,
     data: Path | None,
     device: str,
@@ -80,6 +104,9 @@ def train(
         grid_bits=grid_bits,
         limit=limit,
         device=device,
+        label_smoothing=label_smoothing,
+        precision=precision,
+        initial=initial,
     )
     models.save(result.model, out, result.card)
     if as_json:
@@ -93,15 +120,17 @@ def train(
 @out_option("program")
 @click.option("--spec", type=click.Path(path_type=Path), help="Also write the client spec (JSON), for clients.")
 @click.option("--scale-bits", default="8", show_default=True, help="log2 of the scale Delta, or auto: search for it.")
-@click.option("--passes", help="letter, default or names with commas between; default for auto, else letter.")
+@click.option(
+    "--passes", default="default", show_default=True, help="default, letter (the patent's plan) or names with commas."
+)
 @click.option("--weight-bits", metavar="LAYER=BITS", multiple=True, help="Scale of one layer; may be repeated.")
 @click.option("--calibrate", metavar="DATASET", help="For auto: agree with the model on these images.")
 @click.option("--calibration-images", default=1000, show_default=True, type=click.IntRange(1), help="So many of them.")
 @click.option("--split", default="train", show_default=True, help="Split of the calibration images: train or test.")
 @click.option("--tolerance", default=0.001, show_default=True, help="For auto: share of labels that may differ.")
 @data_option
-@click.option("--amplification-bits", default=4, show_default=True, help="log2 of the amplification a.")
-@click.option("--modulus-bits", default=30, show_default=True, help="Width of the clients' primes.")
+@click.option("--amplification-bits", default="4", show_default=True, help="log2 of the amplification a, or auto.")
+@click.option("--modulus-bits", default="30", show_default=True, help="Width of the clients' primes, or auto.")
 @click.option("--guard-bits", default=32, show_default=True, help="Spare bits above the proved bound.")
 @click.option(
     "--scheme",
@@ -112,25 +141,29 @@ def train(
 )
 @click.option("--precision-bits", default=12, show_default=True, help="lattice: noise stays below 2^-bits of a unit.")
 @click.option("--degree", type=int, help="lattice: ring degree; by default the least that is wide enough.")
+@click.option("--bounds", default="interval", show_default=True, help="interval, or quadratic: tighter, slower.")
+@click.option("--profile", default="patent", show_default=True, help="For auto: patent or hardened, to count limbs in.")
 @json_option
 def compile_(
     model: str,
     out: Path,
     spec: Path | None,
     scale_bits: str,
-    passes: str | None,
+    passes: str,
     weight_bits: tuple[str, ...],
     calibrate: str | None,
     calibration_images: int,
     split: str,
     tolerance: float,
     data: Path | None,
-    amplification_bits: int,
-    modulus_bits: int,
+    amplification_bits: str,
+    modulus_bits: str,
     guard_bits: int,
     scheme: str,
     precision_bits: int,
     degree: int | None,
+    bounds: str,
+    profile: str,
     as_json: bool,
 ) -> None:
     """Turn a trained network into a program of exact integer steps, with orders, alignment and certificate (S5).
@@ -151,12 +184,12 @@ def compile_(
         input_shape=card.input_shape,
         mean=card.mean,
         std=card.std,
-        scale_bits=int(scale_bits) if scale_bits.isdecimal() else scale_bits,
-        amplification_bits=amplification_bits,
-        modulus_bits=modulus_bits,
+        scale_bits=_number(scale_bits),
+        amplification_bits=_number(amplification_bits),
+        modulus_bits=_number(modulus_bits),
         guard_bits=guard_bits,
         labels=card.labels,
-        passes=passes.split(",") if passes and passes not in ("letter", "default") else passes,
+        passes=passes if passes in ("letter", "default") else passes.split(","),
         weight_bits=dict(map(_layer_bits, weight_bits)) or None,
         calibration=images,
         tolerance=tolerance,
@@ -164,6 +197,8 @@ def compile_(
         scheme=scheme,
         precision_bits=precision_bits,
         degree=degree,
+        bounds=bounds,
+        profile=profile,
     )
     program.save(out)
     if spec is not None:
@@ -190,7 +225,10 @@ def compile_(
                 "required_bits": {name: profile.required_bits(guard_bits) for name, profile in profiles.items()},
                 "order": {name: [p.output_order.t, p.output_order.k] for name, p in profiles.items()},
                 "scale_bits": program.settings.scale_bits,
+                "amplification_bits": program.settings.amplification_bits,
+                "modulus_bits": program.settings.modulus_bits,
                 "weight_bits": program.settings.layer_bits,
+                "cost": {name: program.cost(name, timed=False).to_json() for name in profiles},
                 "tried": None if program.search is None else len(program.search.trials),
             }
         )
@@ -198,7 +236,14 @@ def compile_(
         if scheme == "modular" and program.search is not None:
             stdout.print(str(program.search), markup=False)
         stdout.print(program.summary(), markup=False)
+        for name in program.client_spec().profiles if scheme == "modular" else ():
+            stdout.print(str(program.cost(name)), markup=False)
         stdout.print(f"{out}: program {program.program_id[:12]}", markup=False)
+
+
+def _number(text: str) -> int | str:
+    """A whole number, or a word such as auto, which compile() knows or refuses."""
+    return int(text) if text.isdecimal() else text
 
 
 def _layer_bits(text: str) -> tuple[str, int]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mcfhe.cli.client_commands import key_option
 from mcfhe.cli.common import (
     data_option,
-    device_option,
     json_option,
     load_images,
     passphrase,
@@ -23,6 +24,10 @@ from mcfhe.cli.common import (
     stdout,
 )
 from mcfhe.errors import McfheError, ParameterError
+from mcfhe.wording import LATTICE_LINE, SECURITY_LINE
+
+if TYPE_CHECKING:
+    from mcfhe.server import Evaluator
 
 TOKEN_VARIABLE = "MCFHE_TOKEN"
 _FILE = click.Path(path_type=Path)
@@ -32,7 +37,22 @@ _FILE = click.Path(path_type=Path)
 @click.argument("programs", nargs=-1, required=True, type=_FILE)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8477, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
-@device_option
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda (every GPU) or a list: cuda:0,cuda:1.")
+@click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    type=click.Choice(["local", "ray"]),
+    help="Where devices are: in this process, or actors on a Ray cluster.",
+)
+@click.option("--ray-address", help="Of a running Ray cluster; without it one is started on this machine.")
+@click.option("--workers", type=click.IntRange(1), help="Ray actors; by default one for every device.")
+@click.option(
+    "--shard-deadline",
+    default=10.0,
+    show_default=True,
+    help="Seconds after which a device's part of a request is dropped or tried on another.",
+)
 @click.option("--token-file", type=_FILE, help="Bearer tokens that are let in, one a line.")
 @click.option("--no-token", is_flag=True, help="Serve whoever can reach the address.")
 @click.option("--tls-cert", type=_FILE, help="Certificate chain, PEM.")
@@ -49,6 +69,10 @@ def serve(
     host: str,
     port: int,
     device: str,
+    engine: str,
+    ray_address: str | None,
+    workers: int | None,
+    shard_deadline: float,
     token_file: Path | None,
     no_token: bool,
     tls_cert: Path | None,
@@ -66,13 +90,14 @@ def serve(
     """
     try:
         from mcfhe.service.app import Service
+        from mcfhe.service.memory import settle_allocator
         from mcfhe.service.run import make_server
         from mcfhe.service.settings import ServiceSettings
         from mcfhe.service.tokens import Tokens
     except ModuleNotFoundError as error:
         raise McfheError(f"serve needs {error.name}: pip install 'mcfhe[serve]'") from None
     from mcfhe.program import load_program
-    from mcfhe.server import Server
+    from mcfhe.sharded import local_evaluator
 
     if (tls_cert is None) != (tls_key is None):
         raise ParameterError("--tls-cert and --tls-key go together")
@@ -80,6 +105,8 @@ def serve(
         raise ParameterError("--token-file and --no-token exclude each other")
     if token_file is None and not no_token and not _is_loopback(host):
         raise ParameterError(f"--host {host}: others can reach it; pass --token-file, or --no-token to serve anyone")
+    if engine == "local" and (ray_address or workers):
+        raise ParameterError("--ray-address and --workers belong to --engine ray")
     settings = ServiceSettings(
         max_body_bytes=max_body_mb << 20,
         max_inflight=max_inflight,
@@ -87,7 +114,17 @@ def serve(
         session_s=session,
     )
     tokens = None if token_file is None else Tokens.from_file(token_file)
-    service = Service([Server(load_program(path), device) for path in programs], settings, tokens)
+    settle_allocator()
+    loaded = [load_program(path) for path in programs]
+    if engine == "ray":
+        from mcfhe.ray_engine import ray_evaluators
+
+        evaluators: Sequence[Evaluator] = ray_evaluators(
+            loaded, device, workers=workers, address=ray_address, deadline_s=shard_deadline
+        )
+    else:
+        evaluators = [local_evaluator(program, device, shard_deadline) for program in loaded]
+    service = Service(evaluators, settings, tokens)
 
     def started(url: str) -> None:
         if as_json:
@@ -141,15 +178,17 @@ def classify(
     from mcfhe.client import Client
     from mcfhe.remote import RemoteServer
 
-    security_line(quiet)
-    client = Client.load(key, passphrase(passphrase_file))
-    pixels, names, _ = load_images(images, dataset, data, count, client.spec.input_shape)
     labels: list[str] = []
     scores: list[list[float]] = []
     with (
+        Client.load(key, passphrase(passphrase_file)) as client,
         RemoteServer(url, _token(token_file), timeout_s=timeout, retries=retries, ca_file=ca_file) as server,
         progress_bar("classify", quiet or as_json) as update,
     ):
+        lattice = client.spec.scheme == "lattice"
+        security_line(quiet, LATTICE_LINE if lattice else SECURITY_LINE)
+        pixels, names, _ = load_images(images, dataset, data, count, client.spec.input_shape)
+        batch = client.spec.slots if lattice else batch  # a ciphertext costs the same however full it is
         for start in range(0, len(pixels), batch):
             part = pixels[start : start + batch]
 

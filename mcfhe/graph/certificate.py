@@ -1,9 +1,11 @@
-"""Proved bounds: interval arithmetic in Python integers over an integer program.
+"""Proved bounds: interval arithmetic in Python integers over an integer program, and quadratic forms where asked for.
 
 Every value gets an interval per channel (per entry after a flatten) that holds for every input within the given
 intervals. Convolutions and linear layers take each weight at the worse end of its input's interval, which for
 independent inputs is attained; zero padding is exact, since every pattern of taps that fall on padding is bounded
-by itself; the range of a polynomial is exact. What is lost is only what neighbouring values know of each other.
+by itself; the range of a polynomial is exact. What is lost is only what neighbouring values know of each other;
+:mod:`mcfhe.graph.quadratic` wins a part of that back where a linear layer, a quadratic activation and a linear layer
+follow each other.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from functools import cache
 import numpy as np
 
 from mcfhe.errors import ParameterError
+from mcfhe.graph.intervals import Intervals
 from mcfhe.graph.nodes import window_count
 from mcfhe.graph.polynomial import polynomial_range
+from mcfhe.graph.quadratic import quadratic_bounds
 from mcfhe.graph.steps import (
     AddStep,
     ConcatStep,
@@ -32,35 +36,16 @@ from mcfhe.graph.steps import (
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Intervals:
-    """lower[c] <= V <= upper[c] for every V of channel c (entry c of a vector); object arrays [C] of Python ints."""
-
-    lower: np.ndarray
-    upper: np.ndarray
-
-    @staticmethod
-    def of(pairs: Sequence[tuple[int, int]]) -> Intervals:
-        """From (lower, upper) for each channel."""
-        return Intervals(np.array([p[0] for p in pairs], object), np.array([p[1] for p in pairs], object))
-
-    @property
-    def bound(self) -> int:
-        """The largest |V| of any channel."""
-        return max(abs(int(self.lower.min())), abs(int(self.upper.max())))
-
-    def scaled(self, factor: int) -> Intervals:
-        """For factor * V."""
-        ends = (self.lower * factor, self.upper * factor)
-        return Intervals(*(ends if factor >= 0 else ends[::-1]))
-
-
-@dataclass(frozen=True, eq=False, slots=True)
 class LayerBound:
-    """Bounds of one value of the program."""
+    """Bounds of one value of the program.
+
+    ``plain_bits`` is what :attr:`bits` would be by interval arithmetic alone, in this layer and all before it.
+    """
 
     name: str
     kind: str
     intervals: Intervals
+    plain_bits: int
 
     @property
     def bits(self) -> int:
@@ -106,7 +91,11 @@ class Certificate:
 
     def __str__(self) -> str:
         width = max(len(layer.name) for layer in self.layers)
-        lines = [f"{layer.name:<{width}}  {layer.kind:<10}  |V| < 2^{layer.bits}" for layer in self.layers]
+        lines = [
+            f"{layer.name:<{width}}  {layer.kind:<10}  |V| < 2^{layer.bits}"
+            + (f", 2^{layer.plain_bits} by intervals alone" if layer.plain_bits > layer.bits else "")
+            for layer in self.layers
+        ]
         lines.append(
             f"output |V| <= {_compact(self.output_bound)}; widest layer {self.widest.name!r} with {self.widest.bits} "
             f"bits; the moduli's product must exceed 2 * bound * 2^{self.guard_bits}, {self.required_bits} bits"
@@ -114,16 +103,33 @@ class Certificate:
         return "\n".join(lines)
 
 
-def certify(program: IntegerProgram, inputs: Intervals, guard_bits: int) -> Certificate:
-    """Bounds for all inputs with lower[c] <= V <= upper[c] in channel c."""
+#: How bounds may be computed: interval arithmetic, or that and quadratic forms, whichever is less for each channel.
+METHODS = ("interval", "quadratic")
+
+
+def certify(program: IntegerProgram, inputs: Intervals, guard_bits: int, method: str = "interval") -> Certificate:
+    """Bounds for all inputs with lower[c] <= V <= upper[c] in channel c, by one of ``METHODS``."""
     if inputs.lower.shape != (program.input_shape[0],) or inputs.upper.shape != inputs.lower.shape:
         raise ParameterError(f"certificate: {inputs.lower.shape} intervals for {program.input_shape[0]} channels")
+    if method not in METHODS:
+        raise ParameterError(f"bounds = {method!r}: choose one of {', '.join(METHODS)}")
     shapes: list[tuple[int, ...]] = [program.input_shape]
-    layers = [LayerBound("input", "input", inputs)]
-    for step in program.steps:
-        sources = [layers[i].intervals for i in step.inputs]
-        layers.append(LayerBound(step.name, step.kind, _propagate(step, sources, [shapes[i] for i in step.inputs])))
+    plain, known = [inputs], [inputs]
+    for index, step in enumerate(program.steps):
+        sizes = [shapes[i] for i in step.inputs]
+        plain.append(_propagate(step, [plain[i] for i in step.inputs], sizes))
+        found = plain[-1]
+        if method == "quadratic":
+            found = _propagate(step, [known[i] for i in step.inputs], sizes)
+            tighter = quadratic_bounds(program, index, known)
+            found = found if tighter is None else found.intersection(tighter)
+        known.append(found)
         shapes.append(step.shape)
+    names = [("input", "input"), *((step.name, step.kind) for step in program.steps)]
+    layers = [
+        LayerBound(name, kind, intervals, wide.bound.bit_length())
+        for (name, kind), intervals, wide in zip(names, known, plain, strict=True)
+    ]
     return Certificate(tuple(layers), guard_bits)
 
 

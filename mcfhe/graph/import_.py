@@ -24,6 +24,7 @@ from mcfhe.errors import ParameterError, UnsupportedLayerError
 from mcfhe.graph import import_layers, import_polynomials, import_shapes, refusals
 from mcfhe.graph.floats import evaluate_floats
 from mcfhe.graph.import_context import HANDLERS, Context
+from mcfhe.graph.import_errors import cycle, failing_layer
 from mcfhe.graph.nodes import MAX_ELEMENTS, Graph
 from mcfhe.graph.symbolic import IDENTITY, GraphBuilder, Value
 
@@ -72,6 +73,9 @@ def check_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise ParameterError(f"model: {type(model).__name__} is not a torch.nn.Module")
+    if (found := cycle(model)) is not None:
+        what = f"layer {found[1]!r}" if found[1] else "the model"
+        raise ParameterError(f"layer {found[0]!r}: is {what}, which contains it; a module must not contain itself")
     training = next((name for name, module in model.named_modules() if module.training), None)
     if training is not None:
         what = f"its layer {training!r}" if training else "it"
@@ -87,8 +91,9 @@ def _check_forward(model: nn.Module, example: Tensor) -> None:
         with torch.no_grad():
             output = model(example)
     except Exception as error:  # whatever the user's forward() raises
+        where = failing_layer(model, lambda: model(example))
         raise ParameterError(
-            f"input_shape: the model does not run on [batch, {str(shape)[1:-1]}]: {_first_line(error)}"
+            f"input_shape: the model does not run on [batch, {str(shape)[1:-1]}]: {where}{_first_line(error)}"
         ) from error
     if not isinstance(output, Tensor):
         raise UnsupportedLayerError(f"model: returns {type(output).__name__}; it must return one tensor of scores")
@@ -108,9 +113,11 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
                 exported = exported.run_decompositions({})
             return exported
     except Exception as error:  # torch.export has no common base for what it raises
+        with torch.no_grad(), _quiet("torch.fx.experimental.symbolic_shapes"):
+            where = failing_layer(model, lambda: torch.export.export(model, (example,)))
         raise UnsupportedLayerError(
-            "model: torch.export cannot trace it; control flow must not depend on the image, and shapes must be fixed "
-            f"({_first_line(error)})"
+            f"{where or 'model: '}torch.export cannot trace it; control flow must not depend on the image, and shapes "
+            f"must be fixed ({_first_line(error)})"
         ) from error
 
 

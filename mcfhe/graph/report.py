@@ -61,8 +61,8 @@ def summarise(
             f"widest layer {bounds.widest.name} with {bounds.widest.bits}; the moduli must hold",
             f"{indent}  {bounds.required_bits} bits: {cost.limbs} limbs, at {lanes} lanes {cost.sub_images} sub-images "
             "a channel;",
-            f"{indent}  per image {_bytes(cost.bytes_up)} up, {_bytes(cost.bytes_down)} down, {cost.macs:,} MACs, "
-            f"{cost.residue_macs:,} on residues",
+            f"{indent}  per image {format_bytes(cost.bytes_up)} up, {format_bytes(cost.bytes_down)} down, "
+            f"{cost.macs:,} MACs, {cost.residue_macs:,} on residues",
         ]
         if settings.letter is not None and index < len(settings.letter.required_bits):
             before = settings.letter.required_bits[index]
@@ -178,7 +178,8 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(str(size) for size in shape)
 
 
-def _bytes(count: int) -> str:
+def format_bytes(count: int) -> str:
+    """Four digits, in B, KiB, MiB or GiB."""
     size, units = float(count), iter(("B", "KiB", "MiB"))
     for unit in units:
         if size < 1024:

@@ -19,6 +19,7 @@ Numbers: TypeAlias = "float | Sequence[float] | np.ndarray | torch.Tensor"
 _RANGES = {"scale_bits": (1, 30), "amplification_bits": (0, 20), "modulus_bits": (8, 31), "guard_bits": (0, 256)}
 _TABLE_LIMIT = 1 << 31
 _MAX_LAYER_BITS = 48
+_BOUNDS = ("interval", "quadratic")
 _NOT_BY_THE_LETTER = ("weight_bits", "letter")
 
 
@@ -49,6 +50,7 @@ class Settings:
         passes: names of the graph passes that ran.
         weight_bits: (name, bits of scale, 0..48) of every layer that pays one; None for a plan by the letter.
         letter: what this program is compared with, if it is not by the letter itself.
+        bounds: how its certificate is computed, see ``mcfhe.graph.certificate.METHODS``.
 
     Raises:
         ParameterError: a field outside its range, by name.
@@ -64,12 +66,15 @@ class Settings:
     passes: tuple[str, ...]
     weight_bits: tuple[tuple[str, int], ...] | None = None
     letter: Letter | None = None
+    bounds: str = "interval"
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
                 raise ParameterError(f"{name} = {value!r} is not a whole number in {low}..{high}")
+        if self.bounds not in _BOUNDS:
+            raise ParameterError(f"bounds = {self.bounds!r}: choose one of {', '.join(_BOUNDS)}")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not values or any(type(v) is not float or not math.isfinite(v) for v in values):
@@ -115,6 +120,8 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Numbers, texts and lists only; by the letter without what only other plans have."""
         body = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        if self.bounds == _BOUNDS[0]:  # files of that kind have no such field
+            del body["bounds"]
         if self.weight_bits is None:
             return {name: value for name, value in body.items() if name not in _NOT_BY_THE_LETTER}
         body["weight_bits"] = [list(pair) for pair in self.weight_bits]
@@ -126,7 +133,7 @@ class Settings:
     def from_json(body: Any, by_the_letter: bool) -> Settings:
         """The inverse of :meth:`to_json`; FormatError names what is wrong."""
         names = {field.name for field in fields(Settings) if not by_the_letter or field.name not in _NOT_BY_THE_LETTER}
-        if not isinstance(body, dict) or set(body) != names:
+        if not isinstance(body, dict) or set(body) | {"bounds"} != names:
             raise FormatError(f"program: field 'settings' does not hold {', '.join(sorted(names))}")
         lists = ("mean", "std", "labels", "passes")
         wrong = next((name for name in lists if not isinstance(body[name], list)), None)

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 
 from mcfhe.container import TensorField
-from mcfhe.errors import DecryptionError, FormatError, ImageError, MismatchError
-from mcfhe.keyfile import load_secret, save_secret
+from mcfhe.errors import DecryptionError, FormatError, ImageError, MismatchError, ParameterError
+from mcfhe.keyfile import opened_secret, save_secret
 from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
 from mcfhe.lattice.seal import Seal
 from mcfhe.lattice.spec import LatticeSpec
 from mcfhe.lattice.wire import SEED_BYTES, LatticeRequest, LatticeResponse
 from mcfhe.modular.encrypt import check_images
+from mcfhe.wiping import wipe
 from mcfhe.wire import check_match
 
 _KIND = "lattice-client"
@@ -39,26 +40,46 @@ class LatticeClient:
 
     scheme = "lattice"
 
-    def __init__(self, spec: LatticeSpec, secret: bytes, evaluation_key: LatticeEvaluationKey) -> None:
-        """``secret``: SEAL's serialised secret key. FormatError or MismatchError if parts are of different rings."""
+    def __init__(self, spec: LatticeSpec, secret: bytearray, evaluation_key: LatticeEvaluationKey) -> None:
+        """``secret``: SEAL's serialised secret key, kept and overwritten by :meth:`close`.
+
+        FormatError or MismatchError if parts are of different rings.
+        """
         if evaluation_key.ring != spec.ring:
             raise MismatchError("evaluation key: its ring is not the client spec's; generate a key from this spec")
         self.spec = spec
         self.evaluation_key = evaluation_key
         self._seal = Seal(spec.ring)
         self._serialised = secret
-        self._secret = self._seal.secret(secret)
+        self._opened = self._seal.secret(secret)
 
     @classmethod
     def generate(cls, spec: LatticeSpec) -> LatticeClient:
         """Draw a key for ``spec`` with SEAL: a ternary secret and the relinearisation key of every level."""
         seal = Seal(spec.ring)
-        secret = seal.generate_secret()
+        secret = bytearray(seal.generate_secret())
         keys = torch.from_numpy(seal.relinearisation_keys(seal.secret(secret)).astype(np.int32))
         return cls(spec, secret, LatticeEvaluationKey(spec.ring, keys))
 
     def __repr__(self) -> str:
         return f"LatticeClient(program_id={self.spec.program_id[:12]}, evaluation_key={self.evaluation_key!r})"
+
+    def close(self) -> None:
+        """Overwrite the serialised secret key and let go of SEAL's, which clears its own memory. Idempotent."""
+        wipe(self._serialised)
+        self._opened = None
+
+    def __enter__(self) -> LatticeClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _secret(self) -> Any:
+        if self._opened is None:
+            raise ParameterError("client: closed, its secret key was overwritten; load it again")
+        return self._opened
 
     def encrypt(
         self, images: Any, progress: Callable[[float], None] | None = None, *, seeded: bool = True
@@ -128,7 +149,8 @@ class LatticeClient:
 
     def save(self, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> None:
         """Write keys and spec to one file, mode 0600, atomically; encrypted when a passphrase is given."""
-        parts = {"secret_key": self._serialised, "spec": self.spec.to_json().encode()}
+        _ = self._secret  # refuses after close()
+        parts: dict[str, bytes | bytearray] = {"secret_key": self._serialised, "spec": self.spec.to_json().encode()}
         tensors = {name: np.frombuffer(value, np.uint8) for name, value in parts.items()}
         tensors["relinearisation_key"] = self.evaluation_key.keys.numpy()
         save_secret(path, _KIND, tensors, {"program_id": self.spec.program_id}, passphrase)
@@ -136,12 +158,12 @@ class LatticeClient:
     @classmethod
     def load(cls, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> LatticeClient:
         """Read what :meth:`save` wrote; one FormatError for a wrong passphrase or an altered file."""
-        content = load_secret(path, _KIND, _FIELDS, ("program_id",), passphrase)
-        try:
-            text = content.tensors["spec"].tobytes().decode()
-        except UnicodeDecodeError:
-            raise FormatError(f"{path}: the client spec is not UTF-8") from None
-        spec = LatticeSpec.from_json(text)
-        check_match(str(path), "program_id", content.metadata["program_id"], spec.program_id)
-        keys = torch.from_numpy(content.tensors["relinearisation_key"].copy())
-        return cls(spec, content.tensors["secret_key"].tobytes(), LatticeEvaluationKey(spec.ring, keys))
+        with opened_secret(path, _KIND, _FIELDS, ("program_id",), passphrase) as content:
+            try:
+                text = content.tensors["spec"].tobytes().decode()
+            except UnicodeDecodeError:
+                raise FormatError(f"{path}: the client spec is not UTF-8") from None
+            spec = LatticeSpec.from_json(text)
+            check_match(str(path), "program_id", content.metadata["program_id"], spec.program_id)
+            keys = torch.from_numpy(content.tensors["relinearisation_key"].copy())
+            return cls(spec, bytearray(content.tensors["secret_key"]), LatticeEvaluationKey(spec.ring, keys))

@@ -57,6 +57,11 @@ class LatticeEvaluationKey:
         state.update(np.ascontiguousarray(self.keys.numpy(), "<i4").data)
         return state.hexdigest()
 
+    @property
+    def nbytes(self) -> int:
+        """What its residues take, packed."""
+        return 4 * self.keys.numel()
+
     def tensors(self) -> dict[str, np.ndarray]:
         """What :meth:`from_container` reads, beside :meth:`metadata`."""
         moduli = np.array([*self.ring.moduli, self.ring.special], "<i4")

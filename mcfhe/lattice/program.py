@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mcfhe import container
 from mcfhe.errors import FormatError, ParameterError
-from mcfhe.graph.certificate import Certificate, Intervals, certify
+from mcfhe.graph.certificate import Certificate, certify
+from mcfhe.graph.intervals import Intervals
 from mcfhe.graph.nodes import Graph
 from mcfhe.graph.order import Order
 from mcfhe.graph.plain import PlainScores, evaluate_plain
@@ -118,6 +119,12 @@ class LatticeProgram:
     def slots(self) -> int:
         """Images that fit one request."""
         return self.plan.degree // 2
+
+    @property
+    def key_bytes(self) -> int:
+        """Of a relinearisation key, packed."""
+        digits = self.plan.limbs
+        return 4 * digits * 2 * (digits + 1) * self.plan.degree
 
     def integer_program(self) -> IntegerProgram:
         """The steps, with a ring and levels."""

@@ -100,7 +100,7 @@ class Seal:
         """A fresh ternary secret key from SEAL's generator, serialised."""
         return _saved(_seal().KeyGenerator(self.context).secret_key())
 
-    def secret(self, data: bytes) -> Any:
+    def secret(self, data: bytes | bytearray) -> Any:
         """SEAL's secret key from its serialised form. FormatError if it is none of this ring."""
         return self._loaded(_seal().SecretKey(), data, "secret key")
 
@@ -189,7 +189,7 @@ class Seal:
         values = np.frombuffer(array.take(8 * count), "<u8").astype(np.uint32)
         return values.reshape(components, limbs, degree), scale
 
-    def _loaded(self, target: Any, data: bytes, what: str) -> Any:
+    def _loaded(self, target: Any, data: bytes | bytearray, what: str) -> Any:
         try:
             with _memory_file(data) as path:
                 target.load(self.context, path)
@@ -262,7 +262,7 @@ def _saved(item: Any) -> bytes:
 
 
 @contextmanager
-def _memory_file(content: bytes = b"") -> Iterator[str]:
+def _memory_file(content: bytes | bytearray = b"") -> Iterator[str]:
     """Path of an anonymous file in memory, gone afterwards."""
     if not hasattr(os, "memfd_create"):
         raise ParameterError("the lattice scheme's client needs Linux (memfd_create), so that no key touches a disk")

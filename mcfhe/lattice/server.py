@@ -51,6 +51,9 @@ class LatticeServer:
     def __repr__(self) -> str:
         return f"LatticeServer(program_id={self.program.program_id[:12]}, device={str(self.device)!r})"
 
+    def close(self) -> None:
+        """Nothing to give back: see :class:`mcfhe.server.Evaluator`."""
+
     def check(self, request: LatticeRequest) -> None:
         """Refuse what this program cannot answer: MismatchError for another program or ring, ParameterError for images
         of another shape."""

@@ -21,7 +21,7 @@ from mcfhe.container import (
     unpack,
     write_file,
 )
-from mcfhe.errors import FormatError, UnknownKeyError
+from mcfhe.errors import FormatError, MismatchError, UnknownKeyError
 from mcfhe.lattice.evaluation_key import KEY_FIELDS, KEY_METADATA, MAX_DEGREE, MAX_LIMBS, LatticeEvaluationKey
 from mcfhe.wire import MAX_AXIS, MAX_LABELS, check_hex, check_match, new_request_id
 
@@ -79,6 +79,11 @@ class LatticeRequest:
     def key_id(self) -> str:
         return self.evaluation_key.key_id
 
+    @property
+    def group(self) -> tuple[object, ...]:
+        """Of its own: a ciphertext's slots are full or wasted, they are not joined with others."""
+        return self.program_id, self.key_id, self.request_id
+
     def check_ranges(self) -> None:
         """FormatError unless every residue is canonical."""
         for limb, (row, q) in enumerate(zip(self.ciphertext, self.evaluation_key.ring.moduli, strict=True)):
@@ -117,6 +122,8 @@ class LatticeRequest:
                     f"evaluation key {key_id[:12]} is not registered here or its session has expired; register it again"
                 )
             check_match("evaluation key", "key_id", found.key_id, key_id)
+            if not isinstance(found, LatticeEvaluationKey):
+                raise MismatchError(f"evaluation key {key_id[:12]}: registered for another scheme than this request's")
             key = found
         else:
             content = unpack(data, REQUEST_KIND, _REQUEST_FIELDS | KEY_FIELDS, (*_COMMON, *KEY_METADATA))

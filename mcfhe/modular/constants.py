@@ -24,7 +24,7 @@ Both answer the same questions of the plan. An integer V at order (t, k) stands 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import reduce
@@ -33,7 +33,7 @@ from typing import Protocol
 import numpy as np
 
 from mcfhe.errors import ParameterError
-from mcfhe.graph.nodes import AvgPool2d, Conv2d, Graph, Linear, Node, Poly
+from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Linear, Node, Poly
 from mcfhe.graph.order import Order
 
 WEIGHT_LIMIT = 1 << 31
@@ -191,6 +191,63 @@ def without_common_factors(graph: Graph, layer_bits: Mapping[str, int]) -> dict[
     return bits
 
 
+def branch_bits(
+    graph: Graph, scale_bits: int, layer_bits: Mapping[str, int], fixed: Collection[str] = ()
+) -> dict[str, int]:
+    """Scales under which sums and concatenations multiply fewest values to align their operands.
+
+    An operand that is lower than the join only by bits of scale is aligned by 2**d, one multiplication for each of its
+    values. Where it comes from a layer whose scale nobody else reads, with flattens and plain window sums in between,
+    that layer takes the d bits, unless it is among ``fixed``: its weights are rounded finer, at no cost, as the sum's
+    order is what it was.
+    """
+    bits = dict(layer_bits)
+    readers = [sum(index in node.inputs for node in graph.nodes) for index in range(len(graph.nodes))]
+    for node in graph.nodes:
+        if not isinstance(node, Add | Concat):
+            continue
+        orders = _orders(graph, scale_bits, bits)
+        target = reduce(Order.join, (orders[i] for i in node.inputs))
+        for source in dict.fromkeys(node.inputs):
+            maker, gap = _branch_end(graph, source, readers), target.k - orders[source].k
+            if (
+                maker is None
+                or maker.name in fixed
+                or gap == 0
+                or orders[source].t != target.t
+                or node.inputs.count(source) > 1
+            ):
+                continue
+            more = bits[maker.name] + gap
+            fits = more <= MAX_LAYER_BITS and float(np.abs(maker.weight).max()) * 2.0**more < WEIGHT_LIMIT // 2
+            if fits:
+                bits[maker.name] = more
+    return bits
+
+
+def _branch_end(graph: Graph, index: int, readers: Sequence[int]) -> Conv2d | Linear | None:
+    """The layer with a scale that alone decides the order of a value which nobody else reads."""
+    node = graph.nodes[index]
+    if readers[index] != 1:
+        return None
+    if isinstance(node, Conv2d | Linear):
+        return node
+    if isinstance(node, Flatten) or (isinstance(node, AvgPool2d) and node.divisor == 1):
+        return _branch_end(graph, node.inputs[0], readers)
+    return None
+
+
+def _orders(graph: Graph, scale_bits: int, layer_bits: Mapping[str, int]) -> list[Order]:
+    """Of every value, for an input at order (1, scale_bits)."""
+    constants = LayerConstants(layer_bits)
+    orders = [Order(1, scale_bits)]
+    for node in graph.nodes[1:]:
+        joined = reduce(Order.join, (orders[i] for i in node.inputs))
+        degree = _degree(node.coefficients) if isinstance(node, Poly) else 1
+        orders.append(joined.times(degree).scaled(constants.bits(node)))
+    return orders
+
+
 def polynomial_terms(rows: np.ndarray, x: Order, scale_bits: int) -> dict[int, Order]:
     """Order by the letter of each term of a polynomial whose coefficient is not 0 in every channel.
 
@@ -263,9 +320,19 @@ def _grid(node: Node, field: str, values: np.ndarray, scale_bits: int, limit: in
         scaled = np.rint(np.ldexp(values, scale_bits))
     largest = float(np.abs(scaled).max())
     if not largest < limit:
-        raise ParameterError(
-            f"layer {node.name!r}: {field} {np.abs(values).max():.6g} * 2**{scale_bits} is not below "
-            f"2**{limit.bit_length() - 1}; use fewer scale_bits, or normalise the layer"
-        )
+        raise ParameterError(_too_large(node, field, float(np.abs(values).max()), scale_bits, limit.bit_length() - 1))
     rounded: np.ndarray = np.ldexp(scaled, -scale_bits)
     return rounded
+
+
+def _too_large(node: Node, field: str, largest: float, scale_bits: int, limit_bits: int) -> str:
+    """By how much a constant is too large, and the finest scale at which it is not."""
+    exponent = int(np.frexp(largest)[1])  # largest < 2**exponent
+    finest = limit_bits - exponent
+    fix = (
+        f"use at most {finest} bits of scale there" if finest >= 1 else "no scale is coarse enough, normalise the layer"
+    )
+    return (
+        f"layer {node.name!r}: {field} {largest:.6g} * 2**{scale_bits} is not below 2**{limit_bits}, "
+        f"{max(1, exponent + scale_bits - limit_bits)} bits too large; {fix}"
+    )

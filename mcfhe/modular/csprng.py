@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from mcfhe.errors import ParameterError
+from mcfhe.wiping import derived, wipe
 
 _ZEROS = bytes(1 << 20)
 # ChaCha20's 32-bit block counter wraps after 2**38 bytes; a stream takes a new key well before that.
@@ -31,7 +32,7 @@ _GROUP_WORDS = 1 << 18
 class RandomStream:
     """A ChaCha20 keystream (RFC 8439) as a source of uniform integers. Not thread-safe; never shared across a fork."""
 
-    def __init__(self, seed: bytes) -> None:
+    def __init__(self, seed: bytes | bytearray) -> None:
         if len(seed) != 32:
             raise ParameterError(f"seed: 32 bytes expected, got {len(seed)}")
         self._rekey(seed)
@@ -42,9 +43,13 @@ class RandomStream:
         return cls(os.urandom(32))
 
     @classmethod
-    def from_key(cls, key: bytes, salt: bytes, info: bytes) -> RandomStream:
+    def from_key(cls, key: bytes | bytearray, salt: bytes, info: bytes) -> RandomStream:
         """The deterministic stream of HKDF-SHA256(key, salt, info) (RFC 5869)."""
-        return cls(HKDF(algorithm=hashes.SHA256(), length=32, salt=salt, info=info).derive(key))
+        seed = derived(HKDF(algorithm=hashes.SHA256(), length=32, salt=salt, info=info), key)
+        try:
+            return cls(seed)
+        finally:
+            wipe(seed)
 
     def __repr__(self) -> str:
         return "RandomStream()"
@@ -52,7 +57,7 @@ class RandomStream:
     def __reduce__(self) -> str:
         raise TypeError("RandomStream is never copied or pickled: two streams with one key repeat each other")
 
-    def _rekey(self, seed: bytes) -> None:
+    def _rekey(self, seed: bytes | bytearray) -> None:
         # Every seed is used once, so a constant nonce repeats nothing.
         self._cipher = Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor()
         self._used = 0

@@ -25,11 +25,11 @@ from mcfhe.modular.crt import crt_basis
 _LOG = logging.getLogger("mcfhe")
 
 
-def true_lanes(residues: np.ndarray, positions: Sequence[int], lanes: int) -> np.ndarray:
+def true_lanes(residues: np.ndarray, positions: Sequence[int] | np.ndarray, lanes: int) -> np.ndarray:
     """``[n, K, batch * M]`` to ``[n, K, batch]``: row p keeps lane positions[p] of every image."""
     limbs, scores, streams = residues.shape
     apart = residues.reshape(limbs, scores, streams // lanes, lanes)
-    return apart[np.arange(limbs), :, :, np.array(positions, np.int64)]
+    return apart[np.arange(limbs), :, :, np.asarray(positions, np.int64)]
 
 
 def in_range(residues: np.ndarray, moduli: Sequence[int]) -> list[bool]:
@@ -42,7 +42,7 @@ def decrypt_integers(
     limbs: Sequence[int],
     *,
     moduli: Sequence[int],
-    positions: Sequence[int],
+    positions: Sequence[int] | np.ndarray,
     lanes: int,
     redundancy: int,
     bound: int,
@@ -56,7 +56,7 @@ def decrypt_integers(
     # Out of range in a decoy lane counts too: otherwise whether it is noticed would tell which lane is true.
     rows = [i for i, good in enumerate(in_range(residues, [moduli[p] for p in limbs])) if good]
     kept = [limbs[i] for i in rows]
-    chosen = true_lanes(residues[rows], [positions[p] for p in kept], lanes)
+    chosen = true_lanes(residues[rows], np.asarray(positions, np.int64)[kept], lanes)
     count, labels, batch = chosen.shape
     flat = chosen.transpose(0, 2, 1).reshape(count, batch * labels)
     needed = len(moduli) - redundancy

@@ -78,7 +78,7 @@ def encrypt(
 def encrypt_integers(values: np.ndarray, key: SecretKey, stream: RandomStream) -> np.ndarray:
     """Enc_SK of integers V, object or int64 ``[n]``: int64 ``[N, n * M]``, the true lane V mod b_p, decoys uniform."""
     residues = stream.uniform_residues(key.moduli, (len(values), key.lanes))
-    for limb, (b, position) in enumerate(zip(key.moduli, key.positions, strict=True)):
+    for limb, (b, position) in enumerate(zip(key.moduli, key.lane_positions, strict=True)):
         residues[limb, :, position] = (values % b).astype(np.int64)
     return residues.reshape(len(key.moduli), -1)
 
@@ -129,7 +129,7 @@ def _encrypt_hardened(
     raised = [[key.amplification * value for value in row] for row in table]
     out = np.empty((len(key.moduli), channels, height * width, batch, lanes), np.int64)
     step = max(1, _CHUNK_BYTES // (4 * lanes * height * width))
-    for limb, (b, position) in enumerate(zip(key.moduli, key.positions, strict=True)):
+    for limb, (b, position) in enumerate(zip(key.moduli, key.lane_positions, strict=True)):
         small_noise = noise if key.noise <= b else noise % b
         for channel, plain in enumerate(_table_residues(raised, b)):
             for first in range(0, batch, step):

@@ -42,6 +42,11 @@ class EvaluationKey:
         state.update(np.array([self.amplification, self.scale, *self.moduli], "<u8").tobytes())
         return state.hexdigest()
 
+    @property
+    def nbytes(self) -> int:
+        """What its residues take, packed."""
+        return 4 * len(self.moduli)
+
     def metadata(self) -> dict[str, str]:
         """The container metadata that :meth:`from_container` reads back, beside the tensor ``moduli``."""
         return {"amplification": str(self.amplification), "scale": str(self.scale), "key_id": self.key_id}

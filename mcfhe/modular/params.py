@@ -61,6 +61,19 @@ class Moduli(tuple[int, ...]):
         """Product of the ``count`` smallest moduli."""
         return math.prod(sorted(self)[: max(0, count)])
 
+    def spare(self, required_product: int) -> int:
+        """The largest r with the product of the N smallest of N + r moduli above ``required_product``; 0 if none is.
+
+        So many limbs may be missing. It follows from public numbers: server and client find the same r.
+        """
+        product, needed = 1, 0
+        for b in sorted(self):
+            if product > required_product:
+                break
+            product *= b
+            needed += 1
+        return min(len(self) - needed, len(self) - 1) if product > required_product else 0
+
     def as_tensor(self, device: torch.device | str | None = None) -> torch.Tensor:
         """int64 [N]."""
         return torch.tensor(tuple(self), dtype=torch.int64, device=device)
@@ -127,6 +140,13 @@ def draw_primes(stream: RandomStream, bits: int, coprime_to: int) -> Iterator[in
             seen.add(candidate)
             if coprime_to % candidate:
                 yield candidate
+
+
+def widest_product(bits: int) -> int:
+    """About the largest product of a basis drawn by :func:`draw_primes`, with ``MAX_LIMBS`` limbs or all that exist."""
+    if bits < _LISTED_BITS:
+        return math.prod(_primes_of_width(bits)[-MAX_LIMBS:])
+    return int((15 << (bits - 4)) ** MAX_LIMBS)
 
 
 @functools.lru_cache(maxsize=8)

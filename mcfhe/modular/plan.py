@@ -111,7 +111,8 @@ def lower(
             f"{input_order} (k at least scale_bits)"
         )
     graph = quantise(graph, scale_bits, layer_bits)
-    rules = _Rules(constants_of(scale_bits, amplification, layer_bits), amplification)
+    shared = scale_bits if layer_bits is None else None
+    rules = _Rules(constants_of(scale_bits, amplification, layer_bits), amplification, shared)
     orders, steps = [input_order], list[Step]()
     for node, shape in zip(graph.nodes[1:], graph.shapes[1:], strict=True):
         step = rules.step(node, shape, [orders[i] for i in node.inputs])
@@ -123,9 +124,10 @@ def lower(
 class _Rules:
     """The rules above for one way to round constants."""
 
-    def __init__(self, constants: Constants, amplification: int) -> None:
+    def __init__(self, constants: Constants, amplification: int, scale_bits: int | None) -> None:
         self.constants = constants
         self.amplification = amplification
+        self.scale_bits = scale_bits  # of all layers; None if each has its own
 
     def step(self, node: Node, shape: Shape, orders: Sequence[Order]) -> Step:
         match node:
@@ -188,8 +190,12 @@ class _Rules:
     def _bounded(self, node: Node, order: Order) -> Order:
         bits = order.t * self.amplification.bit_length() + order.k
         if bits > MAX_ORDER_BITS:
+            fix = "use fewer activations in a row or a lower degree"
+            room = MAX_ORDER_BITS - order.t * self.amplification.bit_length()
+            if self.scale_bits is not None and (finest := room * self.scale_bits // order.k) >= 1:
+                fix += f", or scale_bits={finest} for the orders up to this layer"
             raise ParameterError(
-                f"layer {node.name!r}: its order (t={order.t}, k={order.k}) means integers of {bits} bits, at most "
-                f"{MAX_ORDER_BITS}; use fewer activations in a row or a lower degree"
+                f"layer {node.name!r}: its order (t={order.t}, k={order.k}) means integers of {bits} bits, "
+                f"{bits - MAX_ORDER_BITS} more than the {MAX_ORDER_BITS} that are supported; {fix}"
             )
         return order

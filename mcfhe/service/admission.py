@@ -11,40 +11,63 @@ from mcfhe.service.refusal import Refusal
 from mcfhe.service.settings import ServiceSettings
 
 
+class Quota:
+    """A number of places: half of them kept for the owners, the same for each, the rest for whoever comes.
+
+    So no owner can take all: another finds what is kept for it, whatever the others do. A single owner has all.
+    """
+
+    def __init__(self, limit: int, owners: int = 1) -> None:
+        self.taken = 0
+        self._kept = limit // (2 * owners)  # for each owner
+        self._common = limit - self._kept * owners
+        self._by_owner: dict[str, int] = {}
+
+    def take(self, owner: str, count: int) -> bool:
+        """Whether there was room for ``count`` more of this owner; then they are taken."""
+        used = self._by_owner.get(owner, 0)
+        beyond = sum(max(0, other - self._kept) for other in self._by_owner.values()) - max(0, used - self._kept)
+        if beyond + max(0, used + count - self._kept) > self._common:
+            return False
+        self._by_owner[owner] = used + count
+        self.taken += count
+        return True
+
+    def give(self, owner: str, count: int) -> None:
+        self._by_owner[owner] -= count
+        if not self._by_owner[owner]:
+            del self._by_owner[owner]
+        self.taken -= count
+
+
 class Gate:
-    """Counts requests and body bytes inside. Used from the event loop only."""
+    """Counts requests and body bytes inside, by owner (a token). Used from the event loop only."""
 
-    def __init__(self, max_requests: int, max_bytes: int) -> None:
-        self.requests = 0
-        self.bytes = 0
-        self._max_requests = max_requests
-        self._max_bytes = max_bytes
+    def __init__(self, max_requests: int, max_bytes: int, owners: int = 1) -> None:
+        self.requests = Quota(max_requests, owners)
+        self.bytes = Quota(max_bytes, owners)
 
-    def enter(self) -> Ticket:
+    def enter(self, owner: str) -> Ticket:
         """A ticket for one request; Refusal 429 when all are out."""
-        if self.requests >= self._max_requests:
-            raise Refusal(429, f"busy: {self.requests} requests are waiting; come back later", retry_after_s=1)
-        self.requests += 1
-        return Ticket(self)
-
-    def reserve(self, count: int) -> None:
-        """Room for ``count`` more bytes; Refusal 429 if there is none."""
-        if self.bytes + count > self._max_bytes:
-            raise Refusal(429, "busy: too many bytes are waiting; come back later", retry_after_s=1)
-        self.bytes += count
+        if not self.requests.take(owner, 1):
+            raise Refusal(429, "busy: too many requests are waiting; come back later", retry_after_s=1)
+        return Ticket(self, owner)
 
 
 class Ticket:
     """The place of one request. Given back at the end of a ``with`` block unless :meth:`keep` was called in it."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, owner: str) -> None:
         self._gate = gate
+        self._owner = owner
         self._bytes = 0
         self._kept = False
         self._released = False
 
     def reserve(self, count: int) -> None:
-        self._gate.reserve(count)
+        """Room for ``count`` more bytes; Refusal 429 if there is none."""
+        if not self._gate.bytes.take(self._owner, count):
+            raise Refusal(429, "busy: too many bytes are waiting; come back later", retry_after_s=1)
         self._bytes += count
 
     def keep(self) -> None:
@@ -54,8 +77,9 @@ class Ticket:
     def release(self) -> None:
         if not self._released:
             self._released = True
-            self._gate.requests -= 1
-            self._gate.bytes -= self._bytes
+            self._gate.requests.give(self._owner, 1)
+            if self._bytes:
+                self._gate.bytes.give(self._owner, self._bytes)
 
     def __enter__(self) -> Ticket:
         return self

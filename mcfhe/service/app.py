@@ -17,8 +17,7 @@ from starlette.routing import Route
 
 from mcfhe.container import read_header
 from mcfhe.errors import ParameterError
-from mcfhe.modular.evaluation_key import EvaluationKey
-from mcfhe.server import Server
+from mcfhe.server import Evaluator
 from mcfhe.service.admission import Gate, Ticket, read_body
 from mcfhe.service.guard import Guard
 from mcfhe.service.metrics import Metrics
@@ -30,7 +29,7 @@ from mcfhe.service.scheduler import Job, Scheduler
 from mcfhe.service.sessions import Sessions
 from mcfhe.service.settings import MAX_KEY_BYTES, ServiceSettings
 from mcfhe.service.tokens import Tokens
-from mcfhe.wire import Request
+from mcfhe.wire import Request, read_evaluation_key
 
 
 class Service:
@@ -40,7 +39,7 @@ class Service:
     """
 
     def __init__(
-        self, servers: Sequence[Server], settings: ServiceSettings | None = None, tokens: Tokens | None = None
+        self, servers: Sequence[Evaluator], settings: ServiceSettings | None = None, tokens: Tokens | None = None
     ) -> None:
         """ParameterError for no server, or two of the same program."""
         self.settings = settings = settings or ServiceSettings()
@@ -49,8 +48,10 @@ class Service:
             raise ParameterError("serve: one or more programs expected, all different")
         self.metrics = Metrics()
         self.accepting = False
-        self._gate = Gate(settings.max_inflight, settings.max_inflight_bytes)
-        self._sessions = Sessions(settings.max_keys, settings.session_s)
+        owners = 1 if tokens is None else len(tokens)
+        self._gate = Gate(settings.max_inflight, settings.max_inflight_bytes, owners)
+        self._largest_key = max(MAX_KEY_BYTES, *(server.program.key_bytes + MAX_KEY_BYTES for server in servers))
+        self._sessions = Sessions(settings.max_keys, settings.session_s, settings.max_key_bytes)
         self._replays = Replays(settings.replay_s, settings.max_replay_bytes)
         self._decoder = ThreadPoolExecutor(2, thread_name_prefix="mcfhe-decode")
         self._scheduler = Scheduler(settings.max_batch_streams, self.metrics)
@@ -91,6 +92,8 @@ class Service:
             self.accepting = False
             await self._scheduler.close()
             self._decoder.shutdown()
+            for server in self.servers.values():
+                server.close()
 
     async def health(self, _: HttpRequest) -> Response:
         """The process lives and its event loop turns."""
@@ -104,10 +107,12 @@ class Service:
 
     async def prometheus(self, _: HttpRequest) -> Response:
         metrics = self.metrics
-        metrics.inflight.set(self._gate.requests)
-        metrics.inflight_bytes.set(self._gate.bytes)
+        metrics.inflight.set(self._gate.requests.taken)
+        metrics.inflight_bytes.set(self._gate.bytes.taken)
         metrics.keys.set(len(self._sessions))
         metrics.waiting.set(self._scheduler.waiting)
+        metrics.dropped.set(sum(getattr(server, "dropped", 0) for server in self.servers.values()))
+        metrics.retried.set(sum(getattr(server, "retried", 0) for server in self.servers.values()))
         return Response(metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def openapi(self, _: HttpRequest) -> Response:
@@ -122,9 +127,9 @@ class Service:
 
     async def register(self, http: HttpRequest) -> Response:
         """Register an evaluation key for this token, or renew its session."""
-        with self._enter() as ticket:
-            body = await read_body(http, ticket, self.settings, MAX_KEY_BYTES)
-            key = await asyncio.get_running_loop().run_in_executor(self._decoder, EvaluationKey.from_bytes, body)
+        with self._enter(http.state.owner) as ticket:
+            body = await read_body(http, ticket, self.settings, self._largest_key)
+            key = await asyncio.get_running_loop().run_in_executor(self._decoder, read_evaluation_key, body)
             self._sessions.register(http.state.owner, key)
         answer = {"key_id": key.key_id, "expires_in_s": self._sessions.session_s}
         return Response(json.dumps(answer), 201, media_type="application/json")
@@ -133,7 +138,7 @@ class Service:
         """Evaluate a request, or join or replay the evaluation of the same one."""
         server, owner = self._server(http), http.state.owner
         loop = asyncio.get_running_loop()
-        with self._enter() as ticket:
+        with self._enter(http.state.owner) as ticket:
             body = await read_body(http, ticket, self.settings, self.settings.max_body_bytes)
             request, digest = await loop.run_in_executor(self._decoder, self._decode, server, owner, body)
             del body
@@ -161,18 +166,18 @@ class Service:
             ) from None
         return Response(data, media_type="application/octet-stream")
 
-    def _decode(self, server: Server, owner: str, body: bytes) -> tuple[Request, str]:
+    def _decode(self, server: Evaluator, owner: str, body: bytes) -> tuple[Request, str]:
         """In a thread: the validated request and its content's digest. Errors of the package refuse it."""
         request = Request.from_bytes(body, lambda key_id: self._sessions.find(owner, key_id))
         server.check(request)
         return request, read_header(body).metadata["digest"]
 
-    def _enter(self) -> Ticket:
+    def _enter(self, owner: str) -> Ticket:
         if not self.accepting:
             raise Refusal(503, "shutting down; come back later", retry_after_s=1)
-        return self._gate.enter()
+        return self._gate.enter(owner)
 
-    def _server(self, http: HttpRequest) -> Server:
+    def _server(self, http: HttpRequest) -> Evaluator:
         found = self.servers.get(http.path_params["program_id"])
         if found is None:
             raise Refusal(404, "no such program here; GET /v1/programs lists those that are")

@@ -31,7 +31,7 @@ def log(event: str, level: int = logging.INFO, exc_info: bool = False, **fields:
 
 
 def logging_config(level: str) -> dict[str, Any]:
-    """For :func:`logging.config.dictConfig`: the service's and uvicorn's logs in the same form."""
+    """For :func:`logging.config.dictConfig`: the package's and uvicorn's logs in the same form."""
     handler = {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}
     quiet = {"handlers": ["json"], "level": "WARNING", "propagate": False}
     return {
@@ -41,6 +41,7 @@ def logging_config(level: str) -> dict[str, Any]:
         "handlers": {"json": handler},
         "loggers": {
             "mcfhe.service": {"handlers": ["json"], "level": level.upper(), "propagate": False},
+            "mcfhe": quiet,
             "uvicorn": quiet,
         },
     }

@@ -39,6 +39,8 @@ class Metrics:
         self.inflight_bytes = Gauge("mcfhe_inflight_bytes", "Their bodies", registry=registry)
         self.waiting = Gauge("mcfhe_waiting_requests", "Requests before the worker", registry=registry)
         self.keys = Gauge("mcfhe_registered_keys", "Evaluation keys with a session", registry=registry)
+        self.dropped = Gauge("mcfhe_dropped_limbs", "Limbs that responses did without, so far", registry=registry)
+        self.retried = Gauge("mcfhe_retried_shards", "Shards that were tried again, so far", registry=registry)
 
     def render(self) -> bytes:
         """Prometheus text format 0.0.4."""

@@ -6,7 +6,7 @@ import json
 
 from starlette.responses import Response
 
-from mcfhe.errors import FormatError, McfheError, MismatchError, ParameterError, UnknownKeyError
+from mcfhe.errors import FormatError, McfheError, MismatchError, ParameterError, UnknownKeyError, WorkerError
 
 # Most specific first. FormatError covers SecretFieldError, ParameterError covers CapacityError.
 _STATUS: tuple[tuple[type[McfheError], int], ...] = (
@@ -14,6 +14,7 @@ _STATUS: tuple[tuple[type[McfheError], int], ...] = (
     (MismatchError, 409),
     (FormatError, 400),
     (ParameterError, 422),
+    (WorkerError, 503),
 )
 
 
@@ -33,7 +34,8 @@ class Refusal(Exception):
     @staticmethod
     def of(error: McfheError) -> Refusal:
         """The status that belongs to an error of the package; its message is for the client."""
-        return Refusal(next((status for kind, status in _STATUS if isinstance(error, kind)), 400), str(error))
+        status = next((status for kind, status in _STATUS if isinstance(error, kind)), 400)
+        return Refusal(status, str(error), retry_after_s=1 if status == 503 else None)
 
 
 def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mcfhe.server import Server
+from mcfhe.server import Evaluator
 from mcfhe.service.metrics import Metrics
 from mcfhe.wire import Request, Response
 
@@ -23,16 +23,15 @@ from mcfhe.wire import Request, Response
 class Job:
     """A checked request and the answer that somebody waits for."""
 
-    server: Server
+    server: Evaluator
     request: Request
     answer: asyncio.Future[bytes]
     since: float = field(default_factory=time.monotonic)
 
     @property
-    def group(self) -> tuple[str, str, str, int]:
+    def group(self) -> tuple[object, ...]:
         """Jobs of one group may be evaluated together."""
-        request = self.request
-        return request.program_id, request.key_id, request.profile, request.lanes
+        return self.request.group
 
     @property
     def streams(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from mcfhe.errors import ParameterError
 
-MAX_KEY_BYTES = 1 << 16  # an evaluation key's message: 4,096 limbs of four bytes and a header
+MAX_KEY_BYTES = 1 << 16  # an evaluation key's message: 4,096 limbs of four bytes and a header; a lattice key is larger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,8 @@ class ServiceSettings:
     """
 
     max_body_bytes: int = 64 << 20  # one request body
-    max_inflight: int = 64  # requests taken in and not answered; one more is told to come back (429)
+    # Requests taken in and not answered; one more is told to come back (429). No token can take them all (Quota).
+    max_inflight: int = 64
     max_inflight_bytes: int = 256 << 20  # their bodies together
     max_batch_streams: int = 4096  # images x lanes that are joined into one evaluation
     max_connections: int = 1024
@@ -28,6 +29,7 @@ class ServiceSettings:
     keep_alive_s: float = 5.0  # an idle connection
     shutdown_timeout_s: float = 60.0
     max_keys: int = 1024  # registered evaluation keys, of all clients
+    max_key_bytes: int = 1 << 30  # all of them together: a lattice key is megabytes
     session_s: float = 3600.0  # since a key was last used
     replay_s: float = 300.0  # how long a finished request is answered again
     max_replay_bytes: int = 16 << 20  # under load this forgets the oldest answers before replay_s does

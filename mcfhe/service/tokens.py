@@ -42,6 +42,9 @@ class Tokens:
     def __repr__(self) -> str:
         return f"Tokens({len(self._digests)})"
 
+    def __len__(self) -> int:
+        return len(self._digests)
+
     def owner(self, authorization: str | None) -> str | None:
         """ "token-3" for the third token of the file, None for anything that is not a known bearer token.
 

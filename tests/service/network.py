@@ -16,10 +16,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 
 class Proxy:
-    """Passes bytes on and keeps those of the client; may cut a connection before an answer reaches it."""
+    """Passes bytes on and keeps those of both sides; may cut a connection before an answer reaches it."""
 
     def __init__(self, port: int, lose_answers: int = 0, after: bytes = b"") -> None:
         self.sent = bytearray()
+        self.answered = bytearray()
         self._target, self._lose, self._after = port, lose_answers, after
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -49,6 +50,8 @@ class Proxy:
                 elif self._lose and self._after in self.sent:
                     self._lose -= 1
                     break
+                else:
+                    self.answered += data
                 sink.sendall(data)
         except OSError:
             pass

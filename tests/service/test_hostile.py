@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import mcfhe
+from benchmarks.service_fuzz import check_decode, fuzz_decoder
 from mcfhe.errors import McfheError
 from mcfhe.service.logs import JsonFormatter
 from tests.service.mutate import mutate
 from tests.service.support import EVALUATE, PROGRAM, HeldServer, Live, assert_refused, encrypt, new_client, wait_for
 
-CLIENT = new_client()
+CLIENT = new_client(profile="patent")
 REQUEST = encrypt(CLIENT, 2)[0]
 KEY = CLIENT.evaluation_key
 MESSAGES: dict[str, tuple[bytes, Callable[[bytes], Any]]] = {
@@ -32,22 +35,43 @@ MESSAGES: dict[str, tuple[bytes, Callable[[bytes], Any]]] = {
 }
 
 
+def test_decoder_survives_mutations() -> None:
+    """1,000 of each kind: read, or refused by an error of the package; never slow, never much memory."""
+    assert fuzz_decoder(list(MESSAGES.values()), 4000, random.Random("mcfhe")) == 0
+
+
 @pytest.mark.parametrize("kind", MESSAGES)
-def test_decoder_survives_mutations(kind: str) -> None:
-    """1,000 a kind: refused by an error of the package, or still a valid message; never slow."""
+@settings(max_examples=100, deadline=None)
+@given(rng=st.randoms(use_true_random=False))
+def test_decoder_survives_what_hypothesis_finds(kind: str, rng: random.Random) -> None:
     valid, reader = MESSAGES[kind]
-    rng = random.Random(f"mcfhe {kind}")
-    messages: list[str] = []
-    for _ in range(1000):
-        data = mutate(valid, rng)
-        start = time.perf_counter()
-        try:
-            reader(data)
-        except McfheError as error:
-            messages.append(str(error))
-        assert time.perf_counter() - start < 1
-    assert len(messages) > 900
-    assert all("\n" not in message and len(message) < 1000 for message in messages)
+    assert check_decode(reader, mutate(valid, rng)) is None
+
+
+def test_most_mutations_are_refused() -> None:
+    """Else the mutations above would test nothing."""
+    rng, refused = random.Random(3), 0
+    for valid, reader in MESSAGES.values():
+        for _ in range(200):
+            try:
+                reader(mutate(valid, rng))
+            except McfheError:
+                refused += 1
+    assert refused > 700
+
+
+def test_the_checks_of_the_decoder_can_fail() -> None:
+    def hungry(data: bytes) -> None:
+        bytearray(100 << 20)
+
+    def broken(data: bytes) -> None:
+        raise KeyError("name")
+
+    def verbose(data: bytes) -> None:
+        raise McfheError("two\nlines")
+
+    messages = [(KEY.to_bytes(), reader) for reader in (hungry, broken, verbose, lambda data: time.sleep(0))]
+    assert fuzz_decoder(messages, 4, random.Random(1)) == 3
 
 
 def test_mutations_over_http(live: Live) -> None:

@@ -9,9 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import mcfhe
 from mcfhe.errors import ParameterError
+from mcfhe.service.admission import Quota
 from mcfhe.service.refusal import Refusal
 from mcfhe.service.replay import ENTRY_BYTES, Replays
 from mcfhe.service.sessions import Sessions
@@ -141,6 +144,43 @@ def test_busy_is_told_to_come_back_and_the_loop_stays_responsive() -> None:
         assert [answer.result().status_code for answer in answers] == [200, 200]
         wait_for(lambda: live.metric("mcfhe_inflight_bytes") == 0)
         assert live.post(encrypt(client)[0].to_bytes()).status_code == 200
+
+
+def test_one_token_cannot_fill_the_queue_for_another() -> None:
+    server, client = HeldServer(), new_client()
+    first, second = bearer(TOKENS[0]), bearer(TOKENS[1])
+    with Live([server], TOKENS, max_inflight=4) as live, ThreadPoolExecutor(8) as pool:
+        greedy = [pool.submit(live.post, encrypt(client)[0].to_bytes(), **first) for _ in range(3)]
+        wait_for(lambda: live.metric("mcfhe_inflight_requests") == 3)
+        assert_refused(live.post(encrypt(client)[0].to_bytes(), **first), 429, "busy")
+        other = pool.submit(live.post, encrypt(client)[0].to_bytes(), **second)
+        wait_for(lambda: live.metric("mcfhe_inflight_requests") == 4)
+        assert_refused(live.post(encrypt(client)[0].to_bytes(), **second), 429, "busy")
+        server.open.set()
+        assert [answer.result().status_code for answer in (*greedy, other)] == [200] * 4
+
+
+@given(
+    limit=st.integers(1, 40),
+    owners=st.integers(1, 5),
+    steps=st.lists(st.tuples(st.integers(0, 4), st.integers(-6, 6)), max_size=60),
+)
+def test_quota(limit: int, owners: int, steps: list[tuple[int, int]]) -> None:
+    """Never more than the limit; what is kept for an owner is always free for it; what is given back is free."""
+    quota, used = Quota(limit, owners), [0] * owners
+    for number, count in steps:
+        owner = number % owners
+        if count < 0:
+            count = min(-count, used[owner])
+            if count:
+                quota.give(str(owner), count)
+                used[owner] -= count
+        elif quota.take(str(owner), count):
+            used[owner] += count
+        else:
+            assert used[owner] + count > limit // (2 * owners)
+        assert quota.taken == sum(used) <= limit
+    assert owners > 1 or quota.take("0", limit - used[0])
 
 
 def test_bytes_inside_are_bounded() -> None:
@@ -284,6 +324,16 @@ def test_use_extends_a_session_and_the_least_used_key_goes_first() -> None:
     assert len(sessions) == 2
     now[0] = 16.0
     assert len(sessions) == 0
+
+
+def test_no_owner_drives_out_the_keys_of_another() -> None:
+    sessions = Sessions(3, 10.0)
+    keys = [new_client().evaluation_key for _ in range(6)]
+    sessions.register("modest", keys[0])
+    for key in keys[1:]:
+        sessions.register("greedy", key)
+    assert sessions.find("modest", keys[0].key_id) == keys[0]
+    assert [sessions.find("greedy", key.key_id) is not None for key in keys[1:]] == [False, False, False, True, True]
 
 
 def test_replays_are_bounded_in_time_and_bytes() -> None:

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from mcfhe.modular.audit.fitting import positions_from_plain
 from mcfhe.modular.audit.report import Finding
-from mcfhe.modular.audit.values import Image, complete, decode, image_of, multipliers, plain_of, positions_from_plain
+from mcfhe.modular.audit.values import Image, image_of, multipliers, opened, plain_of
 from mcfhe.modular.audit.view import View
 from mcfhe.modular.crt import crt
 from mcfhe.primes import is_prime
@@ -72,8 +73,8 @@ def lattice(view: View) -> Finding:
         at = int(abs(short).argmax())
         for s in multipliers(view, int(short[at]), int(view.channel[pixels[at]])):
             if plain_of(view, short * s, view.channel[pixels]):
-                positions = complete(view, _matching(view, index, pixels, short * s))
-                if images := decode(view, positions):
+                images, positions = opened(view, _matching(view, index, pixels, short * s))
+                if images:
                     return Finding("lattice", detail, images, positions)
     return Finding("lattice", detail)
 

@@ -6,8 +6,10 @@ import math
 
 import numpy as np
 
+from mcfhe.modular.audit.fitting import single_out, tuple_that_fits
 from mcfhe.modular.audit.report import Finding
-from mcfhe.modular.audit.values import Image, image_of, opened, single_out
+from mcfhe.modular.audit.tuples import Near
+from mcfhe.modular.audit.values import Image, image_of, opened
 from mcfhe.modular.audit.view import View
 from mcfhe.modular.crt import crt
 
@@ -50,8 +52,9 @@ def _divide(view: View, limb: int, image: int) -> np.ndarray | None:
 def position(view: View) -> Finding:
     """PK encrypts 1.0: its true lane holds a * Delta + e mod b_p with 0 <= e < span. The lane that does is w_p.
 
-    A decoy does with probability span / b_p an image. Cost: N * M comparisons. All images made with the
-    key, earlier and later, then decrypt like the client decrypts them.
+    A decoy does with probability span / b_p an image, so more requests of a key settle what one leaves open. Cost:
+    N * M comparisons; where the noise may take more values than b_p has, the same for tuples of limbs. All images made
+    with the key, earlier and later, then decrypt like the client decrypts them.
     """
     if view.public_key is None:
         return Finding("position", _NO_KEY, outcome="inapplicable")
@@ -60,5 +63,8 @@ def position(view: View) -> Finding:
     for limb, b in enumerate(view.moduli):
         hits = ((view.public_key[limb] - lowest) % b < view.noise_span).sum(axis=0)
         found.append(single_out(hits, view.batch, view.noise_span / b, len(view.moduli)))
+    if all(w is None for w in found):
+        residues = [rows.T for rows in view.public_key]
+        found = tuple_that_fits(view, residues, [Near((lowest,), view.noise_span)] * view.batch)
     detail = f"lanes of PK within {view.noise_span} of a * Delta = {lowest}"
     return Finding("position", detail, *opened(view, found))

@@ -14,20 +14,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mcfhe.modular.audit.fitting import positions_from_plain
 from mcfhe.modular.audit.report import Finding
-from mcfhe.modular.audit.values import (
-    Image,
-    image_of,
-    in_table,
-    multipliers,
-    opened,
-    plain_of,
-    positions_from_plain,
-)
+from mcfhe.modular.audit.tuples import MOST_TUPLES, Fractions, Trials, search
+from mcfhe.modular.audit.values import Image, image_of, in_table, multipliers, opened
 from mcfhe.modular.audit.view import View
 from mcfhe.modular.crt import crt
 
-_MOST_TUPLES = 1 << 12
+# Pixels and images that are tried in the hardened profile, and tuples that are left to be opened.
+_MOST_PIXELS = 64
+_MOST_IMAGES = 4
+_MOST_SURVIVORS = 64
 # Lanes that equality compares: different pixels agree in all of them with probability b_p**-128.
 _MOST_ROWS = 128
 
@@ -50,40 +47,59 @@ def ratio(view: View) -> Finding:
 
     Fractions of integers up to R are unique modulo more than 2 * R**2, which takes k limbs. Patent: any lane of each,
     R = max |PT|, so the first tried works; knowing PT then gives F = CT / PT, and with it the positions. Hardened:
-    R = max |V|, lane tuples are tried in turn, at most M**k. Cost: one Euclid a distinct pixel value.
+    R = max |V|, and lane tuples are tried, M**k. Cost: one Euclid a distinct pixel value.
     """
     bound = view.plain_bound if view.per_image else view.value_bound
     limbs = view.limbs_beyond(2 * bound * bound)
     if limbs is None:
         return Finding("ratio", "fractions are not unique modulo all moduli together", outcome="inapplicable")
-    tuples = 1 if view.per_image else view.lanes ** len(limbs)
-    if tuples > _MOST_TUPLES:
-        return Finding("ratio", f"M**k = {tuples} tuples of {len(limbs)} limbs are not tried here; see small-value")
-    # Any lanes do in the patent profile, but for one whose pixels have no inverse.
-    most = 16 if view.per_image else tuples
+    if not view.per_image:
+        return _in_true_lanes(view, limbs, bound)
     images: dict[int, Image] = {}
     ambiguous = 0
-    positions: list[int | None] = [None] * len(view.moduli)
     for index in range(view.batch):
-        for lanes in itertools.islice(itertools.product(range(view.lanes), repeat=len(limbs)), most):
+        # Any lanes do, but for one whose pixels have no inverse.
+        for lanes in itertools.islice(itertools.product(range(view.lanes), repeat=len(limbs)), 16):
             if (scaled := _primitive(view, index, limbs, lanes, bound)) is None:
                 continue
             plains = _scales(view, scaled)
             if len(plains) == 1 and (image := image_of(view, plains[0])) is not None:
                 images[index] = image
-                if not view.per_image:
-                    for limb, lane in zip(limbs, lanes, strict=True):
-                        positions[limb] = lane
-                break
-            if len(plains) > 1:
-                ambiguous += 1
-                break
-        if images and not view.per_image:
-            break  # positions hold for all images of the key
+            ambiguous += len(plains) > 1
+            break
     shown = f"{len(limbs)} limb(s), no key material" + (f"; {ambiguous} images up to a factor" if ambiguous else "")
-    if view.per_image:
-        return Finding("ratio", f"any lane of {shown}", images, positions_from_plain(view, images))
-    return Finding("ratio", f"true lanes only, by {shown}", *opened(view, positions))
+    return Finding("ratio", f"any lane of {shown}", images, positions_from_plain(view, images))
+
+
+def _in_true_lanes(view: View, limbs: Sequence[int], bound: int) -> Finding:
+    """Hardened profile: the lanes in which all pixels are small fractions of one."""
+    tuples = view.lanes ** len(limbs)
+    if tuples > MOST_TUPLES:
+        return Finding("ratio", f"M**k = {tuples} tuples of {len(limbs)} limbs are not tried here; see small-value")
+    moduli = [view.moduli[p] for p in limbs]
+    for index in range(min(view.batch, _MOST_IMAGES)):
+        rows = [view.ciphertext[p, index] for p in limbs]
+        product = math.prod(moduli)
+        usable = (i for i in range(view.size) if all(math.gcd(int(v), product) == 1 for r in rows for v in r[:, i]))
+        at = next(usable, None)
+        if at is None:
+            continue
+        pixels = np.linspace(0, view.size - 1, min(view.size, _MOST_PIXELS)).astype(np.int64)
+        quotients = [r[:, pixels] * _inverses(r[:, at], b)[:, None] % b for r, b in zip(rows, moduli, strict=True)]
+        _, found = search(Trials(moduli, quotients, [Fractions(bound)] * len(pixels)))
+        for lanes in found[:_MOST_SURVIVORS]:
+            positions: list[int | None] = [None] * len(view.moduli)
+            for limb, lane in zip(limbs, lanes, strict=True):
+                positions[limb] = int(lane)
+            images, positions = opened(view, positions)
+            if images:
+                detail = f"true lanes only, by {len(limbs)} limb(s), M**k = {tuples}, no key material"
+                return Finding("ratio", detail, images, positions)
+    return Finding("ratio", f"M**k = {tuples} tuples of {len(limbs)} limbs: none shows small fractions alone")
+
+
+def _inverses(values: np.ndarray, b: int) -> np.ndarray:
+    return np.array([pow(int(v), -1, b) for v in values], np.int64)
 
 
 def _primitive(view: View, image: int, limbs: Sequence[int], lanes: Sequence[int], bound: int) -> np.ndarray | None:
@@ -116,13 +132,11 @@ def _primitive(view: View, image: int, limbs: Sequence[int], lanes: Sequence[int
 
 
 def _scales(view: View, primitive: np.ndarray) -> list[np.ndarray]:
-    """Plain values of all multiples s * primitive that the table, and in the hardened profile the noise, allow."""
+    """Plain values of all multiples s * primitive that the table allows: patent profile."""
     at = int(abs(primitive).argmax())
     found: list[np.ndarray] = []
     for s in multipliers(view, int(primitive[at]), int(view.channel[at])):
-        if not view.per_image:
-            found += plain_of(view, primitive * s, view.channel)
-        elif in_table(view, primitive * s, view.channel):
+        if in_table(view, primitive * s, view.channel):
             found.append((primitive * s).astype(np.int64))
         if len(found) > 1:
             break

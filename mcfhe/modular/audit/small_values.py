@@ -1,98 +1,62 @@
-"""Attack ``small-value``: true lanes of a few limbs combine to a small integer, decoys do not.
+"""Attack ``small-value``: true lanes of a few limbs combine to an integer that a pixel can have, decoys do not.
 
-This is noisy Chinese remaindering by exhaustive search over few limbs, then limb by limb (D. Bleichenbacher and
-P. Q. Nguyen, "Noisy polynomial interpolation and noisy Chinese remaindering", EUROCRYPT 2000, treat the general
-problem). Cost: M**k for the first k limbs, M for each further one, never M**N. k is the number of limbs whose
-moduli hold the range of V: 1 for 30-bit limbs at the default scales, where each limb falls alone.
+Exhaustive search over the lanes of k limbs, then limb by limb: M**k tuples, then M for each further one, never M**N.
+In the hardened profile a pixel's V is a * PT + e with 256 plain values PT that the table tells and ``span`` values e,
+so k limbs are enough once their product exceeds 256 * span, however large a and Delta make V. In the patent profile V
+is F * PT with the same unknown F for all pixels, and the range of V is what counts (``ratio`` needs no search there). k
+is 1 for 30-bit limbs at the default scales: each limb falls alone.
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from mcfhe.modular.audit.report import Finding
-from mcfhe.modular.audit.values import EVIDENCE_BITS, complete, integers, opened, plain_of
+from mcfhe.modular.audit.tuples import MOST_TUPLES, Form, Near, Trials, search
+from mcfhe.modular.audit.values import EVIDENCE_BITS, opened
 from mcfhe.modular.audit.view import View
 
-MOST_TUPLES = 1 << 26
-_CHUNK = 1 << 20
-# Sums of fractions are off by at most about k * 2**-52.
-_TOLERANCE = 2.0**-44
+_MOST_PIXELS = 128
+# Survivors that are tried: of one request several tuples may hold the same integers.
+_MOST_SURVIVORS = 64
 
 
 def small_value(view: View) -> Finding:
-    """Search lane tuples of the fewest limbs that hold V, keep those small at every sampled pixel, and extend."""
-    low, high = view.value_range
-    width = high - low + 1
-    limbs = view.limbs_beyond(2 * width)
-    if limbs is None:
-        return Finding("small-value", "the range of V fills the moduli", outcome="inapplicable")
-    tuples = view.lanes ** len(limbs)
-    cost = f"M**k = {view.lanes}**{len(limbs)} = {tuples} tuples"
+    """Search lane tuples limb by limb, keep those that are possible at every sampled pixel, and open with them."""
+    forms = [_form(view, channel) for channel in range(view.shape[0])]
+    image, pixels = _sample(view, _MOST_PIXELS)
+    widest = sorted(range(len(view.moduli)), key=lambda p: -view.moduli[p])
+    trials = Trials(
+        [view.moduli[p] for p in widest],
+        [view.ciphertext[p, image][:, pixels] for p in widest],
+        [forms[view.channel[i]] for i in pixels],
+    )
+    # Pixels of one lane are multiples of each other in the patent profile, not independent trials.
+    count = trials.limbs_needed(EVIDENCE_BITS)
+    if count is None:
+        return Finding("small-value", "the values that V may take fill the moduli", outcome="inapplicable")
+    tuples = view.lanes**count
+    cost = f"M**k = {view.lanes}**{count} = {tuples} tuples"
     if tuples > MOST_TUPLES:
-        return Finding("small-value", f"{cost} are too many here; see lattice")
-    density = width / math.prod(view.moduli[p] for p in limbs)
-    pixels = max(16, math.ceil((len(limbs) * math.log2(max(2, view.lanes)) + EVIDENCE_BITS) / -math.log2(density)))
-    if view.per_image:
-        pixels *= 2  # pixels of one lane are multiples of each other, not independent trials
-    survivors: list[list[int | None]] = []
-    image, sample = _sample(view, pixels)
-    residues = [view.ciphertext[p, image][:, sample] for p in limbs]
-    for lanes in search(residues, [view.moduli[p] for p in limbs], low, width):
+        return Finding("small-value", f"{cost} are too many here; see ratio and lattice")
+    used, found = search(trials, beyond=2 * view.value_bound)
+    detail = f"{cost}, then M a limb; {len(found)} survived"
+    for lanes in found[:_MOST_SURVIVORS]:
         positions: list[int | None] = [None] * len(view.moduli)
-        for limb, lane in zip(limbs, lanes, strict=True):
+        for limb, lane in zip(widest[:used], lanes, strict=True):
             positions[limb] = int(lane)
-        values = integers(view, limbs, positions, image)[sample]
-        if plain_of(view, values, view.channel[sample]):
-            survivors.append(positions)
-    best: list[int | None] = []
-    if survivors:
-        extended = [complete(view, positions) for positions in survivors[:64]]
-        scores = [sum(w is not None for w in positions) for positions in extended]
-        best = extended[scores.index(max(scores))] if scores.count(max(scores)) == 1 else []
-    detail = f"{cost}, then M a limb; {len(survivors)} survived"
-    return Finding("small-value", detail, *opened(view, best)) if best else Finding("small-value", detail)
+        images, positions = opened(view, positions)
+        if images:
+            return Finding("small-value", detail, images, positions)
+    return Finding("small-value", detail)
 
 
-def search(residues: list[np.ndarray], moduli: list[int], low: int, width: int) -> np.ndarray:
-    """Lane tuples ``[survivors, k]`` whose integers V satisfy low <= V < low + width modulo the product, at all pixels.
-
-    residues: k arrays ``[M, n]``. Uses the Chinese remainder theorem in fractions: V / P = sum of c_p / b_p mod 1 with
-    c_p = r_p * (P / b_p)**-1 mod b_p, in float64; a few false survivors are possible, no true one is lost.
-    """
-    product = math.prod(moduli)
-    fractions = []
-    for rows, b in zip(residues, moduli, strict=True):
-        inverse = pow(product // b, -1, b)
-        fractions.append((rows - low % b) % b * inverse % b / b)  # below 2**62 before the last reduction
-    limit = width / product + _TOLERANCE
-    found = []
-    tail = max(0, len(moduli) - 1)
-    # The first limb's lanes one at a time when all tuples at once would be too many.
-    lanes = residues[0].shape[0]
-    step = max(1, min(lanes, _CHUNK // lanes**tail if lanes**tail <= _CHUNK else 1))
-    for start in range(0, lanes, step):
-        head = fractions[0][start : start + step]
-        sums = head[:, 0]
-        for rows in fractions[1:]:
-            sums = np.add.outer(sums, rows[:, 0])
-        index = np.stack(np.nonzero(_inside(sums, limit)), axis=1)
-        index[:, 0] += start
-        for pixel in range(1, residues[0].shape[1]):
-            if len(index) == 0:
-                break
-            sums = sum(rows[index[:, i], pixel] for i, rows in enumerate(fractions))
-            index = index[_inside(sums, limit)]
-        found.append(index)
-    return np.concatenate(found)
-
-
-def _inside(sums: np.ndarray, limit: float) -> np.ndarray:
-    shares = sums % 1.0
-    inside: np.ndarray = (shares <= limit) | (shares >= 1 - _TOLERANCE)
-    return inside
+def _form(view: View, channel: int) -> Form:
+    """What V of a pixel may be."""
+    if view.per_image:
+        low, high = view.value_range
+        return Near((low,), high - low + 1)
+    return Near(tuple(sorted({view.amplification * plain for plain in view.table[channel]})), view.noise_span)
 
 
 def _sample(view: View, count: int) -> tuple[int, np.ndarray]:

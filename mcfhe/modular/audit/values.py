@@ -18,8 +18,6 @@ from mcfhe.modular.crt import crt
 
 # An event that chance produces with less than 2**-EVIDENCE_BITS is taken as proof.
 EVIDENCE_BITS = 40
-# What single_out asks for beyond the number of lanes it looks at.
-_SPARE_BITS = 10
 # Pixels of the sample that settles a limb once V is known: b_p**-64 for a wrong lane to fit.
 _SAMPLE = 64
 
@@ -125,101 +123,40 @@ def integers(view: View, limbs: Sequence[int], positions: Sequence[int | None], 
     return crt(rows, [view.moduli[p] for p in limbs])
 
 
-def complete(view: View, positions: Sequence[int | None]) -> list[int | None]:
-    """Fill in the missing lanes: with V known from some limbs, each further limb has one lane that holds V mod b_p.
+def opened(view: View, found: Sequence[int | None]) -> tuple[dict[int, Image], list[int | None]]:
+    """(images, positions) that follow from the positions found. Positions that open no image are no finding: [].
 
-    Cost: M comparisons of a few pixels for every missing limb.
+    With V known each limb has one lane that holds V mod b_p: M comparisons of a few pixels a limb. A lane that holds
+    the same as another in all images opened is not claimed: it serves for these, and perhaps for no other.
     """
-    found = list(positions)
-    limbs = _enough(view, positions)
-    if limbs is None:
-        return found
+    images = decode(view, found)
+    if not images:
+        return {}, []
+    positions = _distinct(view, found, images)
+    # Without the lanes that served for some images only, more may open, and these tell more lanes apart.
+    while len(more := decode(view, positions)) > len(images):
+        images, positions = more, _distinct(view, positions, more)
+    return images, positions
+
+
+def _distinct(view: View, found: Sequence[int | None], images: dict[int, Image]) -> list[int | None]:
+    """For every limb the one lane that holds the integers of ``images``, which ``found`` opens; None if several do."""
+    limbs = _enough(view, found) or []
     samples = []
-    for index in range(min(view.batch, 8)):
-        values = integers(view, limbs, positions, index)
+    for index in list(images)[:8]:
+        values = integers(view, limbs, found, index)
         # One pixel for each value: a background of zeros would fit every lane of the patent profile.
         where = np.unique(values, return_index=True)[1][:_SAMPLE]
-        samples.append((where, values[where]))
-    for limb, known in enumerate(positions):
-        if known is None:
-            fits = np.ones(view.lanes, bool)
-            for index, (where, values) in enumerate(samples):
-                residues = (values % view.moduli[limb]).astype(np.int64)
-                fits &= (view.ciphertext[limb, index][:, where] == residues).all(axis=1)
-            lanes = np.flatnonzero(fits)
-            found[limb] = int(lanes[0]) if len(lanes) == 1 else None
-    return found
-
-
-def opened(view: View, found: Sequence[int | None]) -> tuple[dict[int, Image], list[int | None]]:
-    """(images, positions) that follow from the positions found. Positions that open no image are no finding: []."""
-    positions = complete(view, found)
-    images = decode(view, positions)
-    return images, positions if images else []
-
-
-def positions_from_plain(view: View, images: dict[int, Image]) -> list[int | None]:
-    """Lane positions once whole images are known: the lane that stays within the noise of the known pixels; [] if none
-    does, as where noise may take more values than b_p has.
-    """
-    known = np.full((view.batch, view.size), np.iinfo(np.int64).min, np.int64)
-    for index, image in images.items():
-        known[index] = image.plain.reshape(-1)
-    return opened(view, lanes_that_fit(view, known))[1]
-
-
-def lanes_that_fit(view: View, plain: np.ndarray) -> list[int | None]:
-    """The lane of every limb that known plain values single out.
-
-    plain: int64 ``[batch, C * H * W]``, the lowest int64 where unknown. Patent: CT / PT = F must lie in
-    a * Delta + [0, span) mod b_p, one test an image; hardened: CT - a * PT in [0, span), one a pixel. Wrong guesses
-    among the known values are tolerated: a lane counts when chance does not explain its hits.
-    """
-    known = plain != np.iinfo(np.int64).min
-    if view.per_image:
-        known &= plain != 0
-    found: list[int | None] = [None] * len(view.moduli)
+        samples.append((index, where, values[where]))
+    positions: list[int | None] = []
     for limb, b in enumerate(view.moduli):
-        hits, trials = np.zeros(view.lanes, np.int64), 0
-        for index in range(view.batch):
-            where = np.flatnonzero(known[index])
-            if view.per_image:
-                where = np.array([i for i in where[:_SAMPLE] if math.gcd(int(plain[index, i]), b) == 1], np.int64)
-            if len(where) == 0:
-                continue
-            lanes = view.ciphertext[limb, index][:, where]
-            values = plain[index, where] % b
-            if view.per_image:
-                inverses = np.array([pow(int(v), -1, b) for v in values], np.int64)
-                offsets = (lanes * inverses - view.amplification * view.scale) % b
-                # All pixels of an image repeat one test; the majority decides it.
-                hits += (offsets < view.noise_span).mean(axis=1) > 0.5
-                trials += 1
-            else:
-                hits += ((lanes - view.amplification * values) % b < view.noise_span).sum(axis=1)
-                trials += len(where)
-        found[limb] = single_out(hits, trials, view.noise_span / b, len(view.moduli))
-    return found
-
-
-def single_out(hits: np.ndarray, trials: int, probability: float, limbs: int) -> int | None:
-    """The one lane whose hits chance does not explain, among ``len(hits)`` lanes of each of ``limbs`` limbs."""
-    if len(hits) == 1:
-        return 0  # no decoys, nothing to find
-    needed = math.log2(len(hits) * limbs) + _SPARE_BITS
-    lanes = [m for m, h in enumerate(hits) if chance_bits(int(h), trials, probability) >= needed]
-    return lanes[0] if len(lanes) == 1 else None
-
-
-def chance_bits(hits: int, trials: int, probability: float) -> float:
-    """-log2 of a bound on the chance of so many hits: P(X >= hits) <= exp(-n * KL(hits / n || p)) (Chernoff)."""
-    if trials == 0 or hits <= trials * probability or probability >= 1:
-        return 0.0
-    share = hits / trials
-    divergence = share * math.log(share / probability)
-    if share < 1:
-        divergence += (1 - share) * math.log((1 - share) / (1 - probability))
-    return trials * divergence / math.log(2)
+        fits = np.ones(view.lanes, bool)
+        for index, where, values in samples:
+            residues = (values % b).astype(np.int64)
+            fits &= (view.ciphertext[limb, index][:, where] == residues).all(axis=1)
+        lanes = np.flatnonzero(fits)
+        positions.append(int(lanes[0]) if len(lanes) == 1 else None)
+    return positions
 
 
 def _enough(view: View, positions: Sequence[int | None]) -> list[int] | None:

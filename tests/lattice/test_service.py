@@ -1,0 +1,68 @@
+"""Lattice programs over HTTP: the service and its client, unchanged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mcfhe
+from mcfhe.errors import ParameterError, ServiceError
+from mcfhe.lattice.client import LatticeClient
+from mcfhe.lattice.program import LatticeProgram
+from mcfhe.lattice.seal import available
+from mcfhe.service.sessions import Sessions
+from mcfhe.sharded import local_evaluator
+from tests.lattice.support import small_program
+from tests.service.support import PROGRAM, Live
+
+pytestmark = pytest.mark.skipif(not available(), reason="needs tenseal: pip install 'mcfhe[lattice]'")
+
+
+@pytest.fixture(scope="module")
+def program() -> LatticeProgram:
+    return small_program()
+
+
+@pytest.fixture(scope="module")
+def client(program: LatticeProgram) -> LatticeClient:
+    return LatticeClient.generate(program.client_spec())
+
+
+def test_classify_beside_a_modular_program(program: LatticeProgram, client: LatticeClient) -> None:
+    images = torch.randint(0, 256, (5, 2, 3, 3), dtype=torch.uint8, generator=torch.manual_seed(0))
+    other = mcfhe.Client.generate(PROGRAM.client_spec(), profile="patent")
+    with Live([mcfhe.Server(program), mcfhe.Server(PROGRAM)]) as live, mcfhe.RemoteServer(live.url) as server:
+        assert server.client_spec(program.program_id) == program.client_spec()
+        request = client.encrypt(images)
+        for _ in range(2):  # the second time with a registered key, answered from the replay store
+            scores = client.decrypt(server.evaluate(request), request_id=request.request_id)
+            expected = program.evaluate_plain(images)
+            torch.testing.assert_close(scores, expected, atol=0.2, rtol=0)
+        pixels = torch.zeros(1, *PROGRAM.input_shape, dtype=torch.uint8)
+        modular = other.decrypt(server.evaluate(other.encrypt(pixels)))
+        assert torch.equal(modular, PROGRAM.evaluate_plain(pixels))
+
+
+def test_a_request_for_the_other_scheme_is_refused(program: LatticeProgram, client: LatticeClient) -> None:
+    request = client.encrypt(torch.zeros(1, 2, 3, 3, dtype=torch.uint8))
+    object.__setattr__(request, "program_id", PROGRAM.program_id)
+    with Live([mcfhe.Server(program), mcfhe.Server(PROGRAM)]) as live, mcfhe.RemoteServer(live.url) as server:
+        with pytest.raises(ServiceError, match="scheme") as refused:
+            server.evaluate(request)
+        assert refused.value.status is not None
+        assert 400 <= refused.value.status < 500
+
+
+def test_keys_are_bounded_by_bytes(client: LatticeClient) -> None:
+    key = client.evaluation_key
+    sessions = Sessions(100, 60.0, max_bytes=key.nbytes)
+    other = mcfhe.Client.generate(PROGRAM.client_spec()).evaluation_key
+    sessions.register("small", other)
+    sessions.register("large", key)
+    assert sessions.find("small", other.key_id) is other
+    assert sessions.find("large", key.key_id) is None, "the owner of the most bytes pays"
+
+
+def test_several_devices_are_refused(program: LatticeProgram) -> None:
+    with pytest.raises(ParameterError, match="one device"):
+        local_evaluator(program, "cpu,cpu")
