@@ -19,6 +19,7 @@ STABLE_TORCH_LIBRARY(mcfhe, m) {
   m.def("tensor_square(Tensor x, Tensor? shift, Tensor? coefficients, Tensor moduli) -> Tensor");
   m.def("relinearise(Tensor x, Tensor keys, Tensor tables, Tensor moduli) -> Tensor");
   m.def("rescale(Tensor x, Tensor tables, Tensor moduli) -> Tensor");
+  m.def("expand_uniform(Tensor seeds, Tensor moduli, int n) -> Tensor");
   m.def("cpu_isa() -> str");
 }
 

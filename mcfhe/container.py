@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from mcfhe.errors import FormatError, McfheError, SecretFieldError
 
@@ -39,7 +38,8 @@ SECRET_NAMES = frozenset(
     {"secret", "secret_key", "positions", "lane_positions", "wz", "user_key", "passphrase", "sealed"}
 )
 
-_DTYPES = {"U8": "<u1", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
+# In ascending order of safetensors, which lays tensors out by descending dtype, then by name.
+_DTYPES = {"U8": "<u1", "F16": "<f2", "I32": "<i4", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
 _COMMON = ("format", "kind", "version", "digest")
 _NO_DIGEST = "0" * 64
 _DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')
@@ -89,20 +89,34 @@ def pack(
     if not allow_secret:
         _refuse_secret(kind, (*tensors, *metadata))
     header = {**metadata, "format": FORMAT, "kind": kind, "version": VERSION, "digest": _NO_DIGEST}
-    blob = _safetensors({name: np.ascontiguousarray(value) for name, value in tensors.items()}, header)
-    at = blob.index(b'"digest":"' + _NO_DIGEST.encode()) + len(b'"digest":"')
-    digest = hashlib.sha256(blob).hexdigest().encode()
-    return b"".join((memoryview(blob)[:at], digest, memoryview(blob)[at + 64 :]))
+    head, arrays = _layout(tensors, header)
+    state = hashlib.sha256(head)
+    for array in arrays:
+        state.update(array)
+    at = head.index(b'"digest":"' + _NO_DIGEST.encode()) + len(b'"digest":"')
+    return b"".join((head[:at], state.hexdigest().encode(), head[at + 64 :], *arrays))
 
 
-def _safetensors(tensors: dict[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """What the library writes, with the metadata in order: its own writer leaves that in a random one."""
-    blob = safetensors.numpy.save(tensors)
-    size = int.from_bytes(blob[:8], "little")
-    body = {"__metadata__": dict(sorted(metadata.items())), **json.loads(blob[8 : 8 + size])}
+def _layout(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> tuple[bytes, list[memoryview]]:
+    """Length and header, then the bytes of every tensor: what the safetensors library writes, with the metadata in
+    order (its own writer leaves that in a random one) and without its copies of the data."""
+    body: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    views, end = [], 0
+    arrays = {name: np.ascontiguousarray(value, value.dtype.newbyteorder("<")) for name, value in tensors.items()}
+    names = {np.dtype(code): name for name, code in _DTYPES.items()}
+    order = list(_DTYPES)
+    try:
+        found = {name: names[array.dtype] for name, array in arrays.items()}
+    except KeyError as error:
+        raise FormatError(f"container: a tensor of {error} cannot be written; known: {', '.join(_DTYPES)}") from None
+    for name in sorted(arrays, key=lambda name: (-order.index(found[name]), name)):
+        array = arrays[name]
+        begin, end = end, end + array.nbytes
+        body[name] = {"dtype": found[name], "shape": list(array.shape), "data_offsets": [begin, end]}
+        views.append(array.reshape(-1).view(np.uint8).data)
     header = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
-    return b"".join((len(header).to_bytes(8, "little"), header, memoryview(blob)[8 + size :]))
+    return len(header).to_bytes(8, "little") + header, views
 
 
 def unpack(

@@ -185,6 +185,12 @@ class Engine:
                 f"residues of shape {list(x.shape)}: this program and basis take "
                 f"[{limbs}, {', '.join(map(str, self.program.input_shape))}, streams]"
             )
+        ring = self.program.ring
+        if ring is not None and x.shape[-1] != 2 * ring.degree:
+            raise ParameterError(
+                f"residues of shape {list(x.shape)}: ciphertexts of two components in degree {ring.degree} have "
+                f"{2 * ring.degree} residues a limb"
+            )
         if self.runner is not None:
             return self.runner.run(bound, x, progress)
         # On a GPU the values between parts stay there: packed, they are half of what a tile of them takes.

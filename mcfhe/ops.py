@@ -207,6 +207,16 @@ def rescale(x: Tensor, tables: Tensor, moduli: Tensor, *, validate: bool = True)
     return _call("rescale", x, tables, moduli)
 
 
+def expand_uniform(seeds: Tensor, moduli: Tensor, n: int) -> Tensor:
+    """Uniform residues int32 ``[L, P, n]`` from ``seeds`` uint8 ``[P, 64]``, modulo each of ``moduli`` [L]; on the CPU.
+
+    What SEAL expands a seed to: a BLAKE2Xb stream of 64-bit words (4,096 bytes for each value of a counter, keyed with
+    the seed) is cut into L rows of n, reduced modulo each modulus; words that would favour small residues are replaced
+    by those that follow. Seeds are public.
+    """
+    return _call("expand_uniform", seeds, moduli, n)
+
+
 # --- shapes for tracing -------------------------------------------------------------------------------------------
 
 
@@ -302,6 +312,11 @@ def _relinearise_fake(x: Tensor, keys: Tensor, tables: Tensor, moduli: Tensor) -
 @_fake("rescale")
 def _rescale_fake(x: Tensor, tables: Tensor, moduli: Tensor) -> Tensor:
     return x.new_empty(x.shape[0] - 1, *x.shape[1:])
+
+
+@_fake("expand_uniform")
+def _expand_uniform_fake(seeds: Tensor, moduli: Tensor, n: int) -> Tensor:
+    return seeds.new_empty((moduli.shape[0], seeds.shape[0], n), dtype=torch.int32)
 
 
 @_fake("count_out_of_range")

@@ -7,7 +7,7 @@ kernels with this by equality.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -241,3 +241,75 @@ def rescale(x: Tensor, tables: Tensor, moduli: Tensor) -> Tensor:
     for run in range(runs.shape[1]):
         y[:, run] = torch.tensor(_divide_by_last(runs[:, run].tolist(), tables, moduli.tolist()))
     return y.reshape(limbs - 1, *x.shape[1:])
+
+
+_BLAKE_IV = (
+    0x6A09E667F3BCC908, 0xBB67AE8584CAA73B, 0x3C6EF372FE94F82B, 0xA54FF53A5F1D36F1,
+    0x510E527FADE682D1, 0x9B05688C2B3E6C1F, 0x1F83D9ABFB41BD6B, 0x5BE0CD19137E2179,
+)  # fmt: skip
+_SIGMA = tuple(
+    tuple(int(digit, 16) for digit in row)
+    for row in (
+        "0123456789abcdef", "ea489fd61c02b753", "b8c052fdae367194", "7931dcbe265a40f8", "905724afe1bc683d",
+        "2c6a0b834d75fe19", "c51fed4a0763928b", "db7ec13950f4862a", "6fe9b308c2d714a5", "a2847615fb9e3cd0",
+    )
+)  # fmt: skip
+_WORD = (1 << 64) - 1
+
+
+def _rotated(v: int, bits: int) -> int:
+    return (v >> bits | v << (64 - bits)) & _WORD
+
+
+def blake2b(parameters: tuple[int, int, int], blocks: Sequence[tuple[bytes, int]]) -> bytes:
+    """BLAKE2b (RFC 7693) with the first three words of a parameter block, the others 0; blocks with bytes so far.
+
+    hashlib's takes no depth of 0, which the nodes of BLAKE2Xb have.
+    """
+    h = [iv ^ p for iv, p in zip(_BLAKE_IV, (*parameters, 0, 0, 0, 0, 0), strict=True)]
+    for number, (block, count) in enumerate(blocks, 1):
+        data = block.ljust(128, b"\0")
+        m = [int.from_bytes(data[i : i + 8], "little") for i in range(0, 128, 8)]
+        v = [*h, *_BLAKE_IV]
+        v[12] ^= count
+        v[14] ^= _WORD if number == len(blocks) else 0
+        for turn in range(12):
+            s = _SIGMA[turn % 10]
+            for i in range(8):
+                column = i % 4
+                shift = i // 4
+                a, b, c, d = (4 * row + (column + shift * row) % 4 for row in range(4))
+                for x, (first, second) in ((m[s[2 * i]], (32, 24)), (m[s[2 * i + 1]], (16, 63))):
+                    v[a] = (v[a] + v[b] + x) & _WORD
+                    v[d] = _rotated(v[d] ^ v[a], first)
+                    v[c] = (v[c] + v[d]) & _WORD
+                    v[b] = _rotated(v[b] ^ v[c], second)
+        h = [old ^ low ^ high for old, low, high in zip(h, v[:8], v[8:], strict=True)]
+    return b"".join(word.to_bytes(8, "little") for word in h)
+
+
+def seed_stream(seed: bytes) -> Iterator[int]:
+    """SEAL's Blake2xbPRNG: 64-bit words; 4,096 bytes for each counter 0, 1, ..: its BLAKE2Xb under the key ``seed``."""
+    length = 4096
+    for counter in itertools.count():
+        root_parameters = (64 | 64 << 8 | 1 << 16 | 1 << 24, length << 32, 0)
+        root = blake2b(root_parameters, [(seed, 128), (counter.to_bytes(8, "little"), 136)])
+        for node in range(length // 64):
+            out = blake2b((64 | 64 << 32, node | length << 32, 64 << 8), [(root, 64)])
+            yield from (int.from_bytes(out[i : i + 8], "little") for i in range(0, 64, 8))
+
+
+def expand_uniform(seeds: Tensor, moduli: Tensor, n: int) -> Tensor:
+    """See :func:`mcfhe.ops.expand_uniform`."""
+    y = torch.empty(len(moduli), len(seeds), n, dtype=torch.int32)
+    basis = moduli.tolist()
+    for row, seed in enumerate(seeds):
+        stream = seed_stream(bytes(seed.tolist()))
+        drawn = [[next(stream) for _ in range(n)] for _ in basis]
+        for limb, q in enumerate(basis):
+            limit = _WORD - _WORD % q - 1
+            for i, value in enumerate(drawn[limb]):
+                while value >= limit:
+                    value = next(stream)
+                y[limb, row, i] = value % q
+    return y

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import stat
 from pathlib import Path
@@ -31,6 +32,23 @@ class TestContainer:
 
     def test_is_plain_safetensors(self) -> None:
         assert safetensors.numpy.load(sample())["numbers"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+    def test_layout_is_the_librarys(self) -> None:
+        """Order, offsets and data of every dtype, empty tensors among them; one copy of the data, not three."""
+        kinds = ("<u1", "<i4", "<i8", "<f2", "<f4", "<f8")
+        tensors = {f"{name}{code[1:]}": np.arange(3).astype(code) for code in kinds for name in "zaé"}
+        tensors |= {"empty": np.empty((0, 3), "<i4"), "strided": np.arange(12, dtype=">i4").reshape(3, 4).T}
+        plain = {name: np.ascontiguousarray(value, value.dtype.newbyteorder("<")) for name, value in tensors.items()}
+        ours, theirs = container.pack("sample", tensors, {}), safetensors.numpy.save(plain)
+        bodies = []
+        for data in (ours, theirs):
+            size = int.from_bytes(data[:8], "little")
+            header = json.loads(data[8 : 8 + size])
+            header.pop("__metadata__", None)
+            bodies.append((list(header.items()), data[8 + size :]))
+        assert bodies[0] == bodies[1]
+        with pytest.raises(FormatError, match="<i2"):
+            container.pack("sample", {"short": np.zeros(1, "<i2")}, {})
 
     def test_digest_is_sha256_of_the_bytes_with_the_digest_zeroed(self) -> None:
         data = sample()

@@ -136,6 +136,7 @@ def test_opcheck_every_lattice_op(residues: Residues) -> None:
         (m.tensor_square.default, (x, None, None, moduli)),
         (m.relinearise.default, (residues(moduli[:2], 3, 3 * n), keys, tables, moduli)),
         (m.rescale.default, (x, tables, moduli)),
+        (m.expand_uniform.default, (torch.zeros(2, 64, dtype=torch.uint8), moduli, n)),
     ]
     covered = set()
     for op, arguments in calls:

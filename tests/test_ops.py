@@ -19,7 +19,7 @@ from tests.conftest import Residues
 from tests.shapes import EDGE_MODULI, SMALL_CONVS, ConvShape
 
 MODULI = torch.tensor(EDGE_MODULI)
-LATTICE_OPS = {"ntt", "tensor_square", "relinearise", "rescale"}  # tests/test_lattice_ops.py
+LATTICE_OPS = {"expand_uniform", "ntt", "tensor_square", "relinearise", "rescale"}  # tests/test_lattice_ops.py
 # Largest weight for each arithmetic path of the CPU kernels.
 WEIGHT_LIMITS = {"int16": 100, "double": 20_000, "int64": 1 << 24, "int64-mid": (1 << 31) - 1}
 

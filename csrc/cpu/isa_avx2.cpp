@@ -28,11 +28,23 @@ namespace {
 
 #include "key_switch_body.h"
 
+#include "expand_body.h"
+
 }  // namespace
 
-const KernelTable kAvx2Kernels = {
-    "avx2",          kHasInt16, kHasDouble,     kTile,          pack_weight,           conv2d_task,
-    sum_pool2d_task, poly_task, align_add_task, add_const_task, count_out_of_range_in, kLattice};
+const KernelTable kAvx2Kernels = {"avx2",
+                                  kHasInt16,
+                                  kHasDouble,
+                                  kTile,
+                                  pack_weight,
+                                  conv2d_task,
+                                  sum_pool2d_task,
+                                  poly_task,
+                                  align_add_task,
+                                  add_const_task,
+                                  count_out_of_range_in,
+                                  kLattice,
+                                  expand_uniform_task};
 
 }  // namespace mcfhe::cpu
 

@@ -106,6 +106,14 @@ struct AlignAddJob {
   BadResidue* bad;
 };
 
+// Uniform residues from public seeds; task: one seed.
+struct ExpandJob {
+  int64_t limbs, count, n;
+  const uint64_t* seeds;  // [count, 8]
+  const int64_t* moduli;  // [L]
+  int32_t* y;             // [L, count, n]
+};
+
 // Pointwise jobs are cut into blocks of this many entries of one (limb, channel) row.
 constexpr int64_t kPointwiseBlock = 4096;
 int64_t pointwise_tasks(const PointwiseParams& p);
@@ -123,6 +131,7 @@ struct KernelTable {
   // Entries of x[begin, end) that are not in 0 <= x < b.
   int64_t (*count_out_of_range)(const int64_t* x, int64_t begin, int64_t end, int64_t b);
   LatticeKernels lattice;
+  void (*expand_uniform)(const ExpandJob&, int64_t task);
 };
 
 // The table for this processor, or the one MCFHE_CPU_ISA = generic | avx2 | avx512 names. Throws std::runtime_error

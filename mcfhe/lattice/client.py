@@ -22,7 +22,7 @@ from mcfhe.keyfile import opened_secret, save_secret
 from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
 from mcfhe.lattice.seal import Seal
 from mcfhe.lattice.spec import LatticeSpec
-from mcfhe.lattice.wire import LatticeRequest, LatticeResponse
+from mcfhe.lattice.wire import SEED_BYTES, LatticeRequest, LatticeResponse
 from mcfhe.modular.encrypt import check_images
 from mcfhe.wiping import wipe
 from mcfhe.wire import check_match
@@ -81,9 +81,12 @@ class LatticeClient:
             raise ParameterError("client: closed, its secret key was overwritten; load it again")
         return self._opened
 
-    def encrypt(self, images: Any, progress: Callable[[float], None] | None = None) -> LatticeRequest:
+    def encrypt(
+        self, images: Any, progress: Callable[[float], None] | None = None, *, seeded: bool = True
+    ) -> LatticeRequest:
         """Encrypt uint8 images ``[batch, C, H, W]``, 1 <= batch <= n / 2: one ciphertext a pixel, one image a slot.
 
+        ``seeded``: half the bytes, see :class:`mcfhe.lattice.wire.LatticeRequest`; the server expands the other half.
         ImageError for another shape or dtype, or more images than slots. ``progress`` gets the finished share.
         """
         array = check_images(images, self.spec.input_shape)
@@ -93,8 +96,10 @@ class LatticeClient:
         table = np.array(self.spec.table, np.float64) / 2.0**self.spec.scale_bits
         degree, limbs = self.spec.ring.degree, len(self.spec.ring.moduli)
         channels, height, width = self.spec.input_shape
-        ciphertext = torch.empty(limbs, channels, height, width, 2 * degree, dtype=torch.int32)
-        target = ciphertext.view(limbs, -1, 2 * degree).numpy().view(np.uint32)
+        stream = degree if seeded else 2 * degree
+        ciphertext = torch.empty(limbs, channels, height, width, stream, dtype=torch.int32)
+        seeds = torch.empty(channels, height, width, SEED_BYTES, dtype=torch.uint8) if seeded else None
+        target = ciphertext.view(limbs, -1, stream).numpy().view(np.uint32)
         encryptor = self._seal.encryptor(self._secret)
         pixels = array.reshape(batch, channels, -1)
         values = np.zeros(slots)
@@ -102,10 +107,15 @@ class LatticeClient:
             for place in range(height * width):
                 values[:batch] = table[channel, pixels[:, channel, place]]
                 at = channel * height * width + place
-                target[:, at] = self._seal.encrypt(encryptor, values, 2.0**self.spec.input_bits)
+                scale = 2.0**self.spec.input_bits
+                if seeds is None:
+                    target[:, at] = self._seal.encrypt(encryptor, values, scale)
+                else:
+                    target[:, at], seed = self._seal.encrypt_seeded(encryptor, values, scale)
+                    seeds.view(-1, SEED_BYTES)[at] = torch.frombuffer(bytearray(seed), dtype=torch.uint8)
                 if progress is not None:
                     progress((at + 1) / (channels * height * width))
-        return LatticeRequest(ciphertext, self.evaluation_key, self.spec.program_id, batch)
+        return LatticeRequest(ciphertext, self.evaluation_key, self.spec.program_id, batch, seeds=seeds)
 
     def decrypt(self, response: LatticeResponse, *, request_id: str | None = None) -> torch.Tensor:
         """Scores, float64 ``[batch, labels]``.

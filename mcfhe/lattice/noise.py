@@ -33,6 +33,10 @@ def rescaled(degree: int, components: int = 2) -> float:
 
 
 def relinearised(degree: int, limbs: int, modulus_bits: int, special_bits: int) -> float:
-    """Digits uniform below 2^modulus_bits times the key's errors, over the special modulus; and its rounding."""
+    """Digits uniform below 2^modulus_bits times the key's errors, over the special modulus; and its rounding.
+
+    SEAL does not centre digits, so three quarters of this come from their mean, a multiple of 1 + X + .. + X^(n-1): it
+    falls on the few slots whose root is near 1, slot 0 first, where noise is up to sqrt(0.3 n) times the average.
+    """
     digits = limbs * degree * 4.0**modulus_bits / 3 * ERROR_STD**2 / 4.0**special_bits
     return _slots(degree, digits + (1 + 2 * degree / 3) / 12)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mcfhe.graph.steps import AddStep, ConcatStep, Conv2dStep, LinearStep, PoolStep, RelineariseStep
 from mcfhe.lattice.security import MAX_MODULUS_BITS
+from mcfhe.lattice.wire import SEED_BYTES
 
 if TYPE_CHECKING:
     from mcfhe.lattice.program import LatticeProgram
@@ -55,10 +56,10 @@ def summarise(program: LatticeProgram) -> str:
 
 
 def message_bytes(program: LatticeProgram) -> tuple[int, int, int]:
-    """Residue bytes of a request without its key, of a response, and of the relinearisation key."""
+    """Bytes of a seeded request without its key, of a response, and of the relinearisation key."""
     ring, level = program.plan.ring, program.integer_program().levels[-1]
     limbs, n = len(ring.moduli), ring.degree
-    up = 4 * limbs * prod(program.input_shape) * 2 * n
+    up = (4 * limbs * n + SEED_BYTES) * prod(program.input_shape)
     down = 4 * level.limbs * len(program.labels) * level.components * n
     return up, down, 4 * limbs * 2 * (limbs + 1) * n
 

@@ -8,6 +8,7 @@ kswitchkeys}.cpp), all little-endian:
                 u64 size of header and (compressed) body
     ciphertext  u64[4] parms_id, u8 NTT form, u64 components, u64 n, u64 limbs, f64 scale, u64 correction factor, array
     array       header, u64 count, u64[count]: component, limb, coefficient
+    seeded      the array holds the first component only; behind it header, u8 generator (1: BLAKE2Xb), 64 bytes of seed
     key switch  u64[4] parms_id, u64 number of keys, then for each u64 digits and as many ciphertexts with a header
 
 SEAL reads and writes files; those are anonymous memory here, so that no secret touches a disk.
@@ -28,10 +29,12 @@ import numpy as np
 from mcfhe.errors import FormatError, ParameterError
 from mcfhe.graph.steps import Ring
 from mcfhe.lattice.security import require_security
+from mcfhe.lattice.wire import SEED_BYTES
 
 _HEADER = struct.Struct("<HBBBBHQ")
 _CIPHERTEXT = struct.Struct("<32sBQQQdQ")
 _MAGIC, _HEADER_SIZE, _NONE, _ZSTD = 0xA15E, 16, 0, 2
+_BLAKE2XB = 1  # SEAL's prng_type
 
 
 def _seal() -> Any:
@@ -128,6 +131,26 @@ class Seal:
         self.encoder.encode(values.tolist(), float(scale), plaintext)
         encryptor.encrypt_symmetric(plaintext, ciphertext)
         return self.residues(ciphertext)
+
+    def encrypt_seeded(self, encryptor: Any, values: np.ndarray, scale: float) -> tuple[np.ndarray, bytes]:
+        """The same with the second component as what it is drawn from: residues uint32 ``[L, n]`` and a public seed of
+        64 bytes, which :func:`mcfhe.ops.expand_uniform` expands."""
+        plaintext = _seal().Plaintext()
+        self.encoder.encode(values.tolist(), float(scale), plaintext)
+        return self.seeded_residues(_saved(encryptor.encrypt_symmetric(plaintext)))
+
+    def seeded_residues(self, data: bytes) -> tuple[np.ndarray, bytes]:
+        """First component uint32 ``[limbs, n]`` and seed of a serialised seeded ciphertext."""
+        reader = _Reader(_unwrapped(data))
+        _, ntt, components, degree, limbs, _, _ = _CIPHERTEXT.unpack(reader.take(_CIPHERTEXT.size))
+        array = _Reader(reader.nested())
+        if (ntt, components, degree) != (1, 2, self.ring.degree) or array.number() != limbs * degree:
+            raise FormatError(f"SEAL ciphertext: a seeded one of degree {self.ring.degree} in NTT form expected")
+        values = np.frombuffer(array.take(8 * limbs * degree), "<u8").astype(np.uint32)
+        generator = reader.nested()
+        if len(generator) != 1 + SEED_BYTES or generator[0] != _BLAKE2XB:
+            raise FormatError("SEAL ciphertext: its seed is not one of BLAKE2Xb")
+        return values.reshape(limbs, degree), bytes(generator[1:])
 
     def decrypt(self, secret: Any, residues: np.ndarray, scale: float) -> np.ndarray:
         """Slots float64 ``[n / 2]`` of one ciphertext ``[limbs, components * n]`` at ``scale``."""

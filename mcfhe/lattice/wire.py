@@ -25,11 +25,14 @@ from mcfhe.errors import FormatError, MismatchError, UnknownKeyError
 from mcfhe.lattice.evaluation_key import KEY_FIELDS, KEY_METADATA, MAX_DEGREE, MAX_LIMBS, LatticeEvaluationKey
 from mcfhe.wire import MAX_AXIS, MAX_LABELS, check_hex, check_match, new_request_id
 
+SEED_BYTES = 64
 REQUEST_KIND = "lattice-request"
 KEYED_KIND = "keyed-lattice-request"
 RESPONSE_KIND = "lattice-response"
 _STREAM = (1, 3 * MAX_DEGREE)
 _CIPHERTEXT = TensorField("I32", ((1, MAX_LIMBS), (1, MAX_AXIS), (1, MAX_AXIS), (1, MAX_AXIS), _STREAM))
+_SEEDS = TensorField("U8", ((1, MAX_AXIS), (1, MAX_AXIS), (1, MAX_AXIS), (SEED_BYTES, SEED_BYTES)), optional=True)
+_REQUEST_FIELDS = {"ciphertext": _CIPHERTEXT, "seeds": _SEEDS}
 _COMMON = ("program_id", "request_id", "batch")
 _RESPONSE_FIELDS = {"residues": TensorField("I32", ((1, MAX_LIMBS), (1, MAX_LABELS), _STREAM))}
 
@@ -38,7 +41,9 @@ _RESPONSE_FIELDS = {"residues": TensorField("I32", ((1, MAX_LIMBS), (1, MAX_LABE
 class LatticeRequest:
     """Encrypted images, one a slot: one ciphertext a pixel.
 
-    ciphertext: int32 ``[L, C, H, W, 2 * n]``, NTT form, canonical: 0 <= r < q_l.
+    ciphertext: int32 ``[L, C, H, W, 2 * n]``, NTT form, canonical: 0 <= r < q_l. With ``seeds`` uint8
+    ``[C, H, W, 64]`` only the first components, ``[L, C, H, W, n]``: the second ones are uniform, and the server
+    expands them from the seeds, which are public.
     """
 
     ciphertext: torch.Tensor
@@ -46,15 +51,20 @@ class LatticeRequest:
     program_id: str
     batch: int
     request_id: str = field(default_factory=new_request_id)
+    seeds: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_ids("request", self.program_id, self.request_id)
         ring = self.evaluation_key.ring
         x = self.ciphertext
-        if x.dtype != torch.int32 or x.dim() != 5 or x.shape[-1] != 2 * ring.degree:
+        stream = (1 if self.seeds is not None else 2) * ring.degree
+        if x.dtype != torch.int32 or x.dim() != 5 or x.shape[-1] != stream:
             raise FormatError(
-                f"request: ciphertext is {x.dtype} {list(x.shape)}; int32 [L, C, H, W, {2 * ring.degree}] expected"
+                f"request: ciphertext is {x.dtype} {list(x.shape)}; int32 [L, C, H, W, {stream}] expected"
             )
+        seeds, places = self.seeds, (*x.shape[1:4], SEED_BYTES)
+        if seeds is not None and (seeds.dtype != torch.uint8 or tuple(seeds.shape) != places):
+            raise FormatError(f"request: seeds are {seeds.dtype} {list(seeds.shape)}; uint8 {list(places)} expected")
         if x.shape[0] != len(ring.moduli):
             raise FormatError(f"request: ciphertext has {x.shape[0]} limbs, the key {len(ring.moduli)}")
         _check_batch("request", self.batch, ring.degree // 2)
@@ -87,6 +97,8 @@ class LatticeRequest:
         """
         self.check_ranges()
         tensors = {"ciphertext": self.ciphertext.cpu().numpy()}
+        if self.seeds is not None:
+            tensors["seeds"] = self.seeds.cpu().numpy()
         common = {"program_id": self.program_id, "request_id": self.request_id, "batch": str(self.batch)}
         if not embed_key:
             return pack(KEYED_KIND, tensors, common | {"key_id": self.key_id})
@@ -102,7 +114,7 @@ class LatticeRequest:
         """
         data = as_bytes(data)
         if keys is not None and read_header(data).metadata.get("kind") == KEYED_KIND:
-            content = unpack(data, KEYED_KIND, {"ciphertext": _CIPHERTEXT}, (*_COMMON, "key_id"))
+            content = unpack(data, KEYED_KIND, _REQUEST_FIELDS, (*_COMMON, "key_id"))
             key_id = parse_hex(content, "key_id", 64)
             found = keys(key_id)
             if found is None:
@@ -114,14 +126,16 @@ class LatticeRequest:
                 raise MismatchError(f"evaluation key {key_id[:12]}: registered for another scheme than this request's")
             key = found
         else:
-            content = unpack(data, REQUEST_KIND, {"ciphertext": _CIPHERTEXT} | KEY_FIELDS, (*_COMMON, *KEY_METADATA))
+            content = unpack(data, REQUEST_KIND, _REQUEST_FIELDS | KEY_FIELDS, (*_COMMON, *KEY_METADATA))
             key = LatticeEvaluationKey.from_container(content)
+        seeds = content.tensors.get("seeds")
         request = LatticeRequest(
             torch.from_numpy(content.tensors["ciphertext"].copy()),
             key,
             parse_hex(content, "program_id", 64),
             parse_int(content, "batch", 1, MAX_DEGREE),
             parse_hex(content, "request_id", 32),
+            None if seeds is None else torch.from_numpy(seeds.copy()),
         )
         request.check_ranges()
         return request

@@ -191,8 +191,8 @@ def test_requests_of_other_shapes_programs_and_keys(program: LatticeProgram, cli
     large[0, 0, 0] = program.plan.ring.moduli[0]
     with pytest.raises(FormatError, match="SEAL refuses"):
         client.decrypt(LatticeResponse.for_request(request, large))
+    wide = small_program(degree=8192)
     with pytest.raises(MismatchError, match="evaluation key: its ring is not the client spec's"):
-        wide = small_program(degree=8192)
         LatticeClient(wide.client_spec(), b"", client.evaluation_key)
     with pytest.raises(MismatchError, match=r"request is for program .* encrypt with this program's client spec"):
         LatticeServer(wide).evaluate(request)

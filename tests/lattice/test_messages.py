@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from mcfhe import reference
 from mcfhe.container import pack
 from mcfhe.errors import FormatError, McfheError, MismatchError, SecretFieldError, UnknownKeyError
 from mcfhe.graph.steps import Ring
 from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
 from mcfhe.lattice.program import LatticeProgram
+from mcfhe.lattice.server import expanded
 from mcfhe.lattice.spec import LatticeSpec
 from mcfhe.lattice.wire import LatticeRequest, LatticeResponse
 from mcfhe.spec import ClientSpec
@@ -60,10 +62,13 @@ def make_response(**changes: Any) -> LatticeResponse:
 
 
 REQUEST, RESPONSE = make_request().to_bytes(), make_response().to_bytes()
+SEEDS = torch.arange(6 * 64, dtype=torch.int64).remainder(256).to(torch.uint8).view(1, 2, 3, 64)
+SEEDED = make_request(ciphertext=draw(RING.moduli, 1, 2, 3, N), seeds=SEEDS)
 KEYED = make_request().to_bytes(embed_key=False)
 READERS: dict[str, tuple[bytes, Callable[[bytes], Any]]] = {
     "lattice-request": (REQUEST, LatticeRequest.from_bytes),
     "keyed-lattice-request": (KEYED, lambda data: LatticeRequest.from_bytes(data, {KEY.key_id: KEY}.get)),
+    "seeded-lattice-request": (SEEDED.to_bytes(), LatticeRequest.from_bytes),
     "lattice-response": (RESPONSE, LatticeResponse.from_bytes),
     "lattice-evaluation-key": (KEY.to_bytes(), LatticeEvaluationKey.from_bytes),
 }
@@ -87,6 +92,19 @@ def test_round_trips(tmp_path: Any) -> None:
         assert kind.load(tmp_path / "file").to_bytes() == item.to_bytes()
 
 
+def test_seeded_requests() -> None:
+    again = LatticeRequest.from_bytes(SEEDED.to_bytes())
+    assert again.seeds is not None
+    assert torch.equal(again.seeds, SEEDS)
+    assert torch.equal(again.ciphertext, SEEDED.ciphertext)
+    assert again.to_bytes() == SEEDED.to_bytes()
+    full = expanded(SEEDED)
+    assert torch.equal(full[..., :N], SEEDED.ciphertext)
+    want = reference.expand_uniform(SEEDS.view(-1, 64), torch.tensor(RING.moduli), N)
+    assert torch.equal(full[..., N:].flatten(1, 3), want)
+    assert expanded(request := make_request()) is request.ciphertext
+
+
 def test_keyed_requests() -> None:
     assert len(KEYED) < len(REQUEST) - KEY.keys.numel() * 4
     for read in (LatticeRequest.from_bytes, Request.from_bytes):
@@ -108,6 +126,10 @@ def test_keyed_requests() -> None:
     [
         ({"batch": 5}, "batch = 5 is not in 1..4, the slots"),
         ({"batch": 0}, "batch = 0"),
+        ({"seeds": SEEDS}, r"\[2, 1, 2, 3, 16\]; int32 \[L, C, H, W, 8\] expected"),
+        ({"ciphertext": torch.zeros(2, 1, 2, 3, N, dtype=torch.int32)}, r"int32 \[L, C, H, W, 16\] expected"),
+        ({"ciphertext": SEEDED.ciphertext, "seeds": SEEDS[:, :1]}, r"seeds are .* uint8 \[1, 2, 3, 64\] expected"),
+        ({"ciphertext": SEEDED.ciphertext, "seeds": SEEDS.int()}, "seeds are torch.int32"),
         ({"batch": True}, "batch = True"),
         ({"program_id": "x"}, "program_id"),
         ({"request_id": "0"}, "request_id"),
@@ -174,7 +196,7 @@ def test_refuses_secrets_and_other_kinds() -> None:
                 reader(data)
     for kind, (data, _) in READERS.items():
         for other, (_, reader) in READERS.items():
-            if other.removeprefix("keyed-") != kind.removeprefix("keyed-"):
+            if other.split("-")[-1] != kind.split("-")[-1]:
                 with pytest.raises(FormatError, match="was given where"):
                     reader(data)
 

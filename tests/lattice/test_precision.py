@@ -18,7 +18,7 @@ from mcfhe.lattice.client import LatticeClient
 from mcfhe.lattice.plan import make_ring
 from mcfhe.lattice.program import LatticeProgram
 from mcfhe.lattice.seal import Seal
-from mcfhe.lattice.server import LatticeServer
+from mcfhe.lattice.server import LatticeServer, expanded
 from mcfhe.lattice.simulate import simulate
 from tests.lattice.support import AnySeal
 
@@ -62,7 +62,7 @@ def test_noise_of_every_step_is_as_predicted(residual: LatticeProgram) -> None:
     for value in range(1, len(steps.steps) + 1):
         part = truncated(steps, value)
         engine = Engine(part)
-        y = engine.run(engine.bind_ring(keys), request.ciphertext)
+        y = engine.run(engine.bind_ring(keys), expanded(request))
         rows = y.flatten(1, -2)
         scale = float(steps.levels[value].scale)
         measured = [seal.decrypt(client._secret, rows[:, i].numpy(), scale) for i in range(min(4, rows.shape[1]))]
@@ -105,24 +105,24 @@ def test_noise_formulas(degree: int) -> None:
     import tenseal.sealapi as sealapi
 
     seal = AnySeal(make_ring(degree, 3))
-    secret = seal.secret(seal.generate_secret())
-    keys = sealapi.RelinKeys()
-    sealapi.KeyGenerator(seal.context, secret).create_relin_keys(keys)
-    encryptor, evaluator = seal.encryptor(secret), sealapi.Evaluator(seal.context)
+    evaluator = sealapi.Evaluator(seal.context)
     values = np.random.default_rng(5).uniform(-1, 1, degree // 2)
     scale = 2.0**28
-
-    def decrypted(ciphertext: sealapi.Ciphertext, scale: float) -> np.ndarray:
-        return seal.decrypt(secret, seal.residues(ciphertext), scale)
-
+    last = scale**2 / seal.ring.moduli[2]
     errors: dict[str, list[np.ndarray]] = {"fresh": [], "two": [], "three": [], "relinearised": []}
-    for _ in range(6):
-        fresh = seal.ciphertext(seal.encrypt(encryptor, values, scale), scale)
+    for _ in range(16):  # keys: most of key switching's noise is in few slots, and depends on the key there
+        secret = seal.secret(seal.generate_secret())
+        keys = sealapi.RelinKeys()
+        sealapi.KeyGenerator(seal.context, secret).create_relin_keys(keys)
+
+        def decrypted(ciphertext: sealapi.Ciphertext, scale: float, secret: sealapi.SecretKey = secret) -> np.ndarray:
+            return seal.decrypt(secret, seal.residues(ciphertext), scale)
+
+        fresh = seal.ciphertext(seal.encrypt(seal.encryptor(secret), values, scale), scale)
         errors["fresh"].append((decrypted(fresh, scale) - values) * scale)
         squared, relinearised, rescaled = (sealapi.Ciphertext() for _ in range(3))
         evaluator.square(fresh, squared)
         exact = decrypted(squared, scale**2)
-        last = scale**2 / seal.ring.moduli[2]
         evaluator.rescale_to_next(squared, rescaled)
         errors["three"].append((decrypted(rescaled, last) - exact) * last)
         evaluator.relinearize(squared, keys, relinearised)
@@ -137,4 +137,5 @@ def test_noise_formulas(degree: int) -> None:
     }
     for kind, expected in predicted.items():
         measured = float(np.std(np.concatenate(errors[kind])))
-        assert abs(log2(measured / expected)) < 0.4, (kind, measured, expected)
+        allowed = 0.8 if kind == "relinearised" else 0.3
+        assert abs(log2(measured / expected)) < allowed, (kind, measured, expected)
