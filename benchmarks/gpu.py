@@ -96,7 +96,7 @@ def measure(budget: float, started: float, out: Path | None) -> tuple[dict[str, 
 
     The file is written anew after every case, so that a run that is cut off leaves what it had.
     """
-    from benchmarks import gpu_kernels, gpu_network
+    from benchmarks import gpu_kernels, gpu_lattice, gpu_network
     from benchmarks.gpu_timing import Clock, measure_ceilings
 
     device = torch.device("cuda", torch.cuda.current_device())
@@ -123,6 +123,10 @@ def measure(budget: float, started: float, out: Path | None) -> tuple[dict[str, 
         for case in gpu_plan.conv_cases()
     ]
     kernels.append(("pointwise", lambda: report["kernels"].extend(gpu_kernels.pointwise_rows(bench))))
+    kernels += [
+        (f"lattice ops, {case.title}", lambda c=case: report["kernels"].extend(gpu_lattice.rows(bench, c)))
+        for case in gpu_plan.lattice_cases()
+    ]
     batches = len(gpu_plan.BATCHES)
     check = ("correctness of the demo network", lambda: gpu_network.check(bench))
     for name, job in [check, *jobs[:batches], *kernels, *jobs[batches:]]:

@@ -45,7 +45,7 @@ class Bench:
         return w, (int(w.abs().max()), int(w.abs().flatten(1).sum(1).max()))
 
 
-def _row(name: str, path: str, timing: Timing, floor: tuple[float, str], **more: Any) -> Row:
+def kernel_row(name: str, path: str, timing: Timing, floor: tuple[float, str], **more: Any) -> Row:
     return {
         "name": name,
         "path": path,
@@ -117,7 +117,7 @@ def conv_rows(bench: Bench, case: ConvCase) -> Iterator[Row]:
             unit = max(("double", "int64"), key=bench.ceilings.products.__getitem__)
         timing = bench.clock.time(call)
         floor = bench.ceilings.floor_ms(case.bytes_moved, case.macs * products, unit)
-        yield _row(
+        yield kernel_row(
             case.title,
             path,
             timing,
@@ -143,7 +143,7 @@ def _fused_row(bench: Bench, case: ConvCase, bases: tuple[int, ...], md: Tensor,
     timing = bench.clock.time(lambda: bench.native.conv2d(params, tensors, y, bounds, linear=case.linear))
     unit = max(("double", "int64"), key=bench.ceilings.products.__getitem__)
     floor = bench.ceilings.floor_ms(case.bytes_moved, case.macs, unit)
-    return _row(case.title, "auto, bias + square", timing, floor, macs=case.macs, bytes=case.bytes_moved)
+    return kernel_row(case.title, "auto, bias + square", timing, floor, macs=case.macs, bytes=case.bytes_moved)
 
 
 def pointwise_rows(bench: Bench, limbs: int = 8, stream: int = 4096) -> Iterator[Row]:
@@ -165,4 +165,4 @@ def pointwise_rows(bench: Bench, limbs: int = 8, stream: int = 4096) -> Iterator
     for name, (work, moved) in works.items():
         size = int(moved * ENTRY * x.numel())
         floor = (size / bench.ceilings.copy_bytes * 1e3, "memory")
-        yield _row(f"{name}, L = {limbs}, S = {stream}", "auto", bench.clock.time(work), floor, bytes=size)
+        yield kernel_row(f"{name}, L = {limbs}, S = {stream}", "auto", bench.clock.time(work), floor, bytes=size)

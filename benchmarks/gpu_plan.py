@@ -118,6 +118,39 @@ def network_cases() -> list[NetworkCase]:
     ]
 
 
+@dataclass(frozen=True)
+class LatticeCase:
+    """Ciphertexts of ``positions`` pixels or features: ``limbs`` primes and a special one, polynomials of ``n``."""
+
+    n: int
+    limbs: int
+    positions: int
+
+    @property
+    def title(self) -> str:
+        return f"n = {self.n}, L = {self.limbs}, {self.positions} positions"
+
+    @property
+    def butterflies(self) -> int:
+        """Of one transform."""
+        return self.n // 2 * (self.n.bit_length() - 1)
+
+    @property
+    def prime_bits(self) -> list[int]:
+        """As SEAL's CoeffModulus.Create is asked: below 2^31 at both ends, below 2^30 between."""
+        return [31, *[30] * (self.limbs - 1), 31]
+
+    @property
+    def component(self) -> int:
+        """Bytes of one component of all ciphertexts."""
+        return ENTRY * self.limbs * self.positions * self.n
+
+
+def lattice_cases() -> list[LatticeCase]:
+    """As many limbs as the 128-bit table of HomomorphicEncryption.org allows, or 24."""
+    return [LatticeCase(8192, 6, 512), LatticeCase(16384, 13, 96), LatticeCase(32768, 24, 16)]
+
+
 def is_prime(n: int) -> bool:
     return n > 1 and all(n % d for d in range(2, isqrt(n) + 1))
 
@@ -151,6 +184,8 @@ def describe() -> list[str]:
             f"{case.title:28} {case.macs / 1e9:9.3f} G multiply-adds, {case.bytes_moved / 2**20:9.1f} MiB moved, "
             f"{case.bytes_held / 2**30:6.2f} GiB held"
         )
+    for lattice in lattice_cases():
+        lines.append(f"lattice ops, {lattice.title:36} {3 * lattice.component / 2**30:6.2f} GiB a relinearisation")
     for network in network_cases():
         lines.append(f"demo network, {network.axis:6} {network.title:36} {network.sub_images:9} sub-images")
     return lines

@@ -26,7 +26,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks import peer_mcfhe, peer_nets, peer_tenseal
+from benchmarks import peer_lattice, peer_mcfhe, peer_nets, peer_tenseal
 from benchmarks.conftest import processor
 from benchmarks.peer_nets import Measured, SquareNet
 
@@ -49,6 +49,7 @@ CONTENDERS = (
     Contender("torch float32, not encrypted", peer_mcfhe.plain, 200, "none: the server sees the images"),
     Contender("mcfhe, modular, one image", peer_mcfhe.one_image, 50, peer_mcfhe.SECURITY),
     Contender("mcfhe, modular, batch", peer_mcfhe.batched, 4096, peer_mcfhe.SECURITY),
+    Contender("mcfhe, lattice, batch", peer_lattice.batched, 4096, peer_lattice.SECURITY, "tenseal"),
     Contender("TenSEAL, packed, one image", peer_tenseal.packed, 5, peer_tenseal.SECURITY, "tenseal"),
     Contender("TenSEAL, batch", peer_tenseal.batched, 4096, peer_tenseal.SECURITY, "tenseal"),
 )

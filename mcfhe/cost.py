@@ -134,15 +134,15 @@ def _client_seconds(program: Program, profile: str, lanes: int, most: int) -> tu
     from mcfhe.client import Client
     from mcfhe.wire import Response
 
-    client = Client.generate(program.client_spec(), lanes=lanes, profile=profile)
-    limbs = len(client.evaluation_key.moduli)
-    count = min(most, max(1, _SAMPLE_RESIDUES // (limbs * lanes * prod(program.input_shape))))
-    pixels = np.random.default_rng(0).integers(0, 256, (count, *program.input_shape), dtype=np.uint8)
-    request = client.encrypt(pixels)
-    # 0 is a score that every certificate allows; taking it apart costs what any other score does
-    zeros = torch.zeros(limbs, len(program.labels), count * lanes, dtype=torch.int64)
-    response = Response.for_request(request, zeros)
-    return _least(lambda: client.encrypt(pixels)) / count, _least(lambda: client.decrypt(response)) / count
+    with Client.generate(program.client_spec(), lanes=lanes, profile=profile) as client:
+        limbs = len(client.evaluation_key.moduli)
+        count = min(most, max(1, _SAMPLE_RESIDUES // (limbs * lanes * prod(program.input_shape))))
+        pixels = np.random.default_rng(0).integers(0, 256, (count, *program.input_shape), dtype=np.uint8)
+        request = client.encrypt(pixels)
+        # 0 is a score that every certificate allows; taking it apart costs what any other score does
+        zeros = torch.zeros(limbs, len(program.labels), count * lanes, dtype=torch.int64)
+        response = Response.for_request(request, zeros)
+        return _least(lambda: client.encrypt(pixels)) / count, _least(lambda: client.decrypt(response)) / count
 
 
 def _least(run: Callable[[], object]) -> float:

@@ -31,8 +31,8 @@ _RECIPES: dict[str, dict[str, Value]] = {
     "lenet-pneumoniamnist": {
         "arch": "lenet",
         "dataset": "pneumoniamnist",
-        "epochs": 30,
-        "balance": True,
+        "epochs": 60,
+        "augment": "affine",
     },
     "resnet7-cifar10": {
         "arch": "resnet7",

@@ -164,8 +164,8 @@ class RemoteServer:
         response: Response = Response.from_bytes(data)
         for name in ("program_id", "key_id", "request_id"):
             check_match("response", name, getattr(response, name), getattr(request, name))
-        for name in ("batch",) if not hasattr(request, "lanes") else ("profile", "lanes", "batch"):
-            found, expected = getattr(response, name), getattr(request, name)
+        for name in ("profile", "lanes", "batch"):
+            found, expected = getattr(response, name, None), getattr(request, name, None)
             if found != expected:
                 what = f"{found} images" if name == "batch" else f"{name} {found}"
                 raise MismatchError(f"response: {what}, {expected} expected; it belongs to another request")

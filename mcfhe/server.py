@@ -105,11 +105,12 @@ class Server:
     :class:`mcfhe.lattice.server.LatticeServer`, which has the same methods.
     """
 
-    def __new__(cls, program: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        program = args[0] if args else kwargs.get("program")  # a subclass may have another signature
         if cls is Server and getattr(program, "scheme", None) == "lattice":
             from mcfhe.lattice.server import LatticeServer
 
-            return LatticeServer(program, *args, **kwargs)
+            return LatticeServer(*args, **kwargs)
         return super().__new__(cls)
 
     def __init__(self, program: Program, device: str | torch.device = "cpu", tile_bytes: int | None = None) -> None:

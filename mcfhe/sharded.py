@@ -132,6 +132,8 @@ class ShardedServer:
     def __init__(self, program: Program, workers: Sequence[Worker], deadline_s: float = DEADLINE_S) -> None:
         if not workers or not deadline_s > 0:
             raise ParameterError("workers: one or more expected, and a positive deadline")
+        if program.scheme != "modular":  # rescaling and key switching read all limbs of a ciphertext at once
+            raise ParameterError(f"the {program.scheme} scheme runs on one device; its limbs do not go apart")
         self.program = program
         self.dropped = 0
         self.retried = 0
@@ -274,6 +276,7 @@ def local_evaluator(program: Program, device: str = "cpu", deadline_s: float = D
     if devices == ["cuda"] and (count := torch.cuda.device_count()) > 1:
         devices = [f"cuda:{index}" for index in range(count)]
     if len(devices) == 1:
-        return Server(program, devices[0])
+        server: Evaluator = Server(program, devices[0])
+        return server
     require_shards(program)
     return ShardedServer(program, [LocalWorker(program, name) for name in devices], deadline_s)

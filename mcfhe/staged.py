@@ -222,6 +222,11 @@ class StagedClient:
             )
         return cls(spec, [Client.generate(stage, **arguments) for stage in spec.stages])
 
+    def close(self) -> None:
+        """Overwrite the secrets of all stages in memory, as :meth:`mcfhe.Client.close`."""
+        for client in self.clients:
+            client.close()
+
     def encrypt(self, images: Any, return_integers: bool = False) -> Any:
         """As :meth:`mcfhe.Client.encrypt`, for the first stage."""
         return self.clients[0].encrypt(images, return_integers)  # type: ignore[call-overload]

@@ -75,6 +75,19 @@ def test_only_a_sample_is_encrypted_by_default(files: Path) -> None:
     assert (row["images"], row["encrypted_images"]) == (40, 12)
 
 
+def test_rows_of_models_that_were_not_asked_for_stay(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [{"name": name, "seconds": {"float": 1.5}} for name in ("gone", "other-toy")]
+    (files / "committed.json").write_text(json.dumps({"models": others}))
+    other = Shipped("other-toy", item().model, item().card)
+    monkeypatch.setattr(report, "shipped", lambda: iter([item(), other]))
+    assert report.main(["tenseal_net-toy", "--update"]) == 0
+    kept = json.loads((files / "committed.json").read_text())
+    assert [row["name"] for row in kept["models"]] == ["tenseal_net-toy", "other-toy"]
+    assert kept["seconds"] > 1.5
+    measured = json.loads((files / "reports" / "accuracy.json").read_text())
+    assert [row["name"] for row in measured["models"]] == ["tenseal_net-toy"]
+
+
 def test_every_wrong_integer_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """One more or less where integers are compared; where intervals are, as much as a wrong residue changes."""
     monkeypatch.setattr(report, "in_integers", in_this_process)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import compare, gpu, gpu_kernels, gpu_native, gpu_network, gpu_plan
+from benchmarks import compare, gpu, gpu_kernels, gpu_lattice, gpu_native, gpu_network, gpu_plan
 from benchmarks.gpu_timing import Ceilings, Timing
 from benchmarks.render_gpu import gpu_table
 from mcfhe.cuda_runner import CudaRunner
@@ -38,6 +38,8 @@ def test_dry_run_needs_no_device(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for case in gpu_plan.conv_cases():
         assert case.title in out
+    for lattice in gpu_plan.lattice_cases():
+        assert lattice.title in out
     assert out.count("demo network") == len(gpu_plan.network_cases())
 
 
@@ -57,6 +59,7 @@ def test_it_runs_without_the_client() -> None:
     code = (
         "import sys; sys.modules['cryptography'] = None\n"
         "import benchmarks.compare, benchmarks.gpu, benchmarks.gpu_kernels, benchmarks.gpu_network\n"
+        "import benchmarks.gpu_lattice, tests.gpu.test_cuda_lattice_ops\n"
         "import tests.gpu.conftest, tests.gpu.test_cuda_engine, tests.gpu.test_cuda_ops, tests.gpu.test_cuda_runtime\n"
         "benchmarks.gpu_network.program_of(28)\n"
     )
@@ -180,6 +183,21 @@ def test_pointwise_rows() -> None:
     rows = list(gpu_kernels.pointwise_rows(bench(StandIn()), limbs=2, stream=3))
     assert len(rows) == 5
     assert all(row["floor_of"] == "memory" for row in rows)
+
+
+def test_lattice_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = gpu_plan.LatticeCase(16, 2, 3)
+    rows = {row["name"].split(",")[0]: row for row in gpu_lattice.rows(bench(StandIn()), case)}
+    assert list(rows) == ["ntt", "inverse ntt", "tensor_square", "rescale", "relinearise"]
+    assert rows["ntt"]["butterflies"] == 2 * 3 * 8 * 4
+    assert rows["relinearise"]["butterflies"] == 3 * 4 * 3 * 8 * 4
+    assert rows["ntt"]["bytes"] == 2 * 8 * 2 * 3 * 16
+    assert rows["rescale"]["bytes_per_second"] == pytest.approx(rows["rescale"]["bytes"] / 2e-3)
+    json.dumps(list(rows.values()))
+    relinearise = torch.ops.mcfhe.relinearise
+    monkeypatch.setattr(torch.ops.mcfhe, "relinearise", lambda x, *rest: relinearise(x, *rest) + (x.shape[1] > 1))
+    with pytest.raises(gpu_kernels.WrongResult, match="relinearise"):
+        list(gpu_lattice.rows(bench(StandIn()), case))
 
 
 def network_row(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def test_a_layer_that_two_sums_read_keeps_its_scale() -> None:
 def test_encrypted_scores_are_the_oracles(join: str) -> None:
     program = compiled(join)
     images = np.random.default_rng(0).integers(0, 256, (3, 1, 4, 4), dtype=np.uint8)
-    client = mcfhe.Client.generate(program.client_spec(), lanes=2)
+    client = mcfhe.Client.generate(program.client_spec(), lanes=2, profile="patent")
     request, V = client.encrypt(images, return_integers=True)
     response = mcfhe.Server(program).evaluate(request)
     assert client.decrypt_integers(response) == program.evaluate_integers(V, "patent")

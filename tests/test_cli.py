@@ -345,3 +345,12 @@ def test_train_writes_a_model_that_compiles(capsys: pytest.CaptureFixture[str], 
     assert "--epochs 1 " in card.command  # said here
     assert "--validation" not in card.command
     assert "choose one of lenet-fashion-mnist" in refused(capsys, "train", "--out", out, "--recipe", "vgg")
+
+
+def test_bench_reports_every_step(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "--model", str(files.model), "--images", "2", "--repeats", "2", "--json", "--quiet"]) == 0
+    body = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in body["rows"]] == ["encrypt", "evaluate", "decrypt", "float32"]
+    assert all(row["median"] > 0 for row in body["rows"])
+    assert body["ratio"] > 0
+    assert body["limbs"] > 1

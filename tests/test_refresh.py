@@ -229,6 +229,9 @@ def test_refusals(program: mcfhe.Program) -> None:
         StagedServer(staged).evaluate(other.encrypt(OTHERS))
     with pytest.raises(MismatchError, match="no stage of this client"):
         client.decrypt(mcfhe.Server(program).evaluate(other.encrypt(OTHERS)))
+    client.close()
+    with pytest.raises(ParameterError):
+        client.encrypt(OTHERS)
     with pytest.raises(ParameterError, match="user_key"):
         StagedClient.generate(staged.client_spec(), user_key="word")
     with pytest.raises(ParameterError, match="one for the client spec of each stage"):

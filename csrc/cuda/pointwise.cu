@@ -3,12 +3,13 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <initializer_list>
 
+#include "fast_div.h"
 #include "kernels/cuda_launch.h"
 #include "launch.cuh"
 #include "limb.cuh"
 #include "poly.cuh"
+#include "residues.cuh"
 
 namespace mcfhe::cuda {
 namespace {
@@ -16,27 +17,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kMaxSteps = 4;     // accesses a thread makes along a row ...
 constexpr int64_t kFullGrid = 1024;  // ... once there are blocks enough to fill the device
-
-// kWidth residues at x[index]; kWidth = 2 needs 16-byte alignment.
-template <int kWidth>
-__device__ __forceinline__ void load_residues(const int64_t* x, int64_t index, uint32_t (&v)[kWidth]) {
-  if constexpr (kWidth == 2) {
-    const longlong2 pair = __ldg(reinterpret_cast<const longlong2*>(x + index));
-    v[0] = static_cast<uint32_t>(pair.x);
-    v[1] = static_cast<uint32_t>(pair.y);
-  } else {
-    v[0] = static_cast<uint32_t>(__ldg(x + index));
-  }
-}
-
-template <int kWidth>
-__device__ __forceinline__ void store_residues(int64_t* y, int64_t index, const uint32_t (&v)[kWidth]) {
-  if constexpr (kWidth == 2) {
-    *reinterpret_cast<longlong2*>(y + index) = make_longlong2(v[0], v[1]);
-  } else {
-    y[index] = static_cast<int64_t>(v[0]);
-  }
-}
 
 struct Square {
   const int64_t* x;
@@ -108,6 +88,29 @@ struct AddConst {
   }
 };
 
+// To the first `head` of every `stream` entries, the innermost axis, of which an access of kWidth lies in one.
+struct AddConstToHead {
+  const int64_t* x;
+  const int64_t* constant;  // [L, 1 or C]
+  int64_t channel_stride;
+  int64_t channels;
+  WideDiv stream;
+  int64_t head;
+  int64_t* y;
+
+  template <int kWidth>
+  __device__ void apply(int64_t index, int64_t l, int64_t c, const Limb& m) const {
+    uint32_t v[kWidth];
+    load_residues(x, index, v);
+    const int64_t at = channel_stride == 0 ? l : l * channels + c;
+    const uint32_t a = static_cast<uint32_t>(__ldg(constant + at));
+    const int64_t entry = index - stream.quotient(index) * static_cast<int64_t>(stream.divisor);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) v[i] = entry + i < head ? add_mod(v[i], a, m) : v[i];
+    store_residues(y, index, v);
+  }
+};
+
 // x seen as [limbs, rows, columns]: a row has one constant, a limb one modulus. Threads (x, y) take columns and rows,
 // a block a run of steps * blockDim.x * kWidth columns; limbs go over blockIdx.z.
 template <typename Op, int kWidth>
@@ -134,11 +137,6 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-bool all_aligned(std::initializer_list<const int64_t*> pointers) {
-  return std::all_of(pointers.begin(), pointers.end(),
-                     [](const int64_t* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; });
-}
-
 // Columns first, up to a block's width; what is left of the block goes to rows.
 template <typename Op, int kWidth>
 cudaError_t launch_width(int64_t limbs, int64_t rows, int64_t columns, const Op& op, const int64_t* moduli,
@@ -159,13 +157,14 @@ cudaError_t launch_width(int64_t limbs, int64_t rows, int64_t columns, const Op&
                 static_cast<int>(steps), op, moduli);
 }
 
+// pairs: two residues an access are possible.
 template <typename Op>
-cudaError_t launch_pointwise(const PointwiseParams& p, bool by_channel, bool aligned, const Op& op,
-                             const int64_t* moduli, cudaStream_t stream) {
+cudaError_t launch_pointwise(const PointwiseParams& p, bool by_channel, bool pairs, const Op& op, const int64_t* moduli,
+                             cudaStream_t stream) {
   if (p.limbs * p.channels * p.inner == 0) return cudaSuccess;
   const int64_t rows = by_channel ? p.channels : 1;
   const int64_t columns = by_channel ? p.inner : p.channels * p.inner;
-  if (aligned && columns % 2 == 0) return launch_width<Op, 2>(p.limbs, rows, columns, op, moduli, stream);
+  if (pairs && columns % 2 == 0) return launch_width<Op, 2>(p.limbs, rows, columns, op, moduli, stream);
   return launch_width<Op, 1>(p.limbs, rows, columns, op, moduli, stream);
 }
 
@@ -173,25 +172,31 @@ cudaError_t launch_pointwise(const PointwiseParams& p, bool by_channel, bool ali
 
 cudaError_t launch_square(const PointwiseParams& p, const int64_t* x, const int64_t* moduli, int64_t* y,
                           cudaStream_t stream) {
-  return launch_pointwise(p, false, all_aligned({x, y}), Square{x, y}, moduli, stream);
+  return launch_pointwise(p, false, aligned16({x, y}), Square{x, y}, moduli, stream);
 }
 
 cudaError_t launch_poly(const PointwiseParams& p, int64_t degree, int64_t channel_stride, const int64_t* x,
                         const int64_t* coefficients, const int64_t* moduli, int64_t* y, cudaStream_t stream) {
   const Poly op{x, {coefficients, degree, channel_stride}, p.channels, y};
-  return launch_pointwise(p, channel_stride != 0, all_aligned({x, y}), op, moduli, stream);
+  return launch_pointwise(p, channel_stride != 0, aligned16({x, y}), op, moduli, stream);
 }
 
 cudaError_t launch_align_add(const PointwiseParams& p, const int64_t* x, const int64_t* y, const int64_t* x_factor,
                              const int64_t* y_factor, const int64_t* moduli, int64_t* z, cudaStream_t stream) {
   const AlignAdd op{x, y, x_factor, y_factor, z};
-  return launch_pointwise(p, false, all_aligned({x, y, z}), op, moduli, stream);
+  return launch_pointwise(p, false, aligned16({x, y, z}), op, moduli, stream);
 }
 
-cudaError_t launch_add_const(const PointwiseParams& p, int64_t channel_stride, const int64_t* x,
-                             const int64_t* constant, const int64_t* moduli, int64_t* y, cudaStream_t stream) {
-  const AddConst op{x, constant, channel_stride, p.channels, y};
-  return launch_pointwise(p, channel_stride != 0, all_aligned({x, y}), op, moduli, stream);
+cudaError_t launch_add_const(const PointwiseParams& p, int64_t channel_stride, int64_t stream_size, int64_t head,
+                             const int64_t* x, const int64_t* constant, const int64_t* moduli, int64_t* y,
+                             cudaStream_t stream) {
+  const bool aligned = aligned16({x, y});
+  if (head == stream_size) {
+    const AddConst op{x, constant, channel_stride, p.channels, y};
+    return launch_pointwise(p, channel_stride != 0, aligned, op, moduli, stream);
+  }
+  const AddConstToHead op{x, constant, channel_stride, p.channels, WideDiv(stream_size), head, y};
+  return launch_pointwise(p, channel_stride != 0, aligned && stream_size % 2 == 0, op, moduli, stream);
 }
 
 }  // namespace mcfhe::cuda

@@ -58,15 +58,14 @@ Tensor add_const(const Tensor& x, const Tensor& constant, const Tensor& moduli, 
   const char* const op = "add_const";
   const PointwiseParams p = pointwise_params(op, x, moduli);
   const int64_t stream = x.size(x.dim() - 1);
-  STD_TORCH_CHECK(constant_streams(op, streams, stream) == stream,
-                  "mcfhe::add_const: CUDA adds to all streams only; leave streams out");
+  const int64_t head = constant_streams(op, streams, stream);
   const int64_t stride = channel_table_stride(op, "constant", constant, x, p.limbs, p.channels, 1);
   const DeviceScope scope(x);
   const Tensor xd = dense(x);
   const Tensor cd = dense(constant);
   const Tensor md = dense(moduli);
   const Tensor y = allocate_like(op, x);
-  check_launch(op, launch_add_const(p, stride, xd.const_data_ptr<int64_t>(), cd.const_data_ptr<int64_t>(),
+  check_launch(op, launch_add_const(p, stride, stream, head, xd.const_data_ptr<int64_t>(), cd.const_data_ptr<int64_t>(),
                                     md.const_data_ptr<int64_t>(), y.mutable_data_ptr<int64_t>(), scope.stream()));
   return y;
 }

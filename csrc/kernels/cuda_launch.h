@@ -97,12 +97,56 @@ cudaError_t launch_align_add(const PointwiseParams& p,
                              int64_t* z,               // [L, C, inner]
                              cudaStream_t stream);
 
-cudaError_t launch_add_const(const PointwiseParams& p, int64_t channel_stride,
+// To the first `head` of every `stream_size` entries; stream_size divides inner, 0 <= head <= stream_size.
+cudaError_t launch_add_const(const PointwiseParams& p, int64_t channel_stride, int64_t stream_size, int64_t head,
                              const int64_t* x,         // [L, C, inner]
                              const int64_t* constant,  // [L, 1 or C]; channel_stride 0 for 1, else 1
                              const int64_t* moduli,    // [L]
                              int64_t* y,               // [L, C, inner]
                              cudaStream_t stream);
+
+// (z0, z1) = (x0 + shift, x1) -> (A2 z0^2 + A1 z0 + A0, (2 A2 z0 + A1) z1, A2 z1^2).
+cudaError_t launch_tensor_square(const TensorSquareParams& p,
+                                 const int64_t* x,             // [L, C, positions, 2, n]
+                                 const int64_t* shift,         // [L, 1 or C], or null for 0
+                                 const int64_t* coefficients,  // [L, 1 or C, 3], or null for (0, 0, 1)
+                                 const int64_t* moduli,        // [L]
+                                 int64_t* y,                   // [L, C, positions, 3, n]
+                                 cudaStream_t stream);
+
+// The lattice ops below work on polynomials of n = 8, 16, .., 32768 residues. Tables are those of mcfhe.lattice.ring;
+// the moduli are distinct primes, 1 modulo 2n. x, keys, tables, workspace and y are aligned to 16 bytes. Values and
+// tables are trusted, since they are on the device.
+
+cudaError_t launch_ntt(const RingParams& p, bool inverse,
+                       const int64_t* x,       // [L, runs, n]
+                       const int32_t* tables,  // [L, 4, n]
+                       const int64_t* moduli,  // [L]
+                       int64_t* y,             // [L, runs, n]
+                       cudaStream_t stream);
+
+// Words of workspace of one call: bounded, apart from the packed keys of relinearise and what a single polynomial
+// needs.
+int64_t rescale_workspace(const RingParams& p);
+int64_t relinearise_workspace(const RelineariseParams& p);
+
+// L >= 2.
+cudaError_t launch_rescale(const RingParams& p,
+                           const int64_t* x,       // [L, runs, n]
+                           const int32_t* tables,  // [L, 4, n]
+                           const int64_t* moduli,  // [L]
+                           uint32_t* workspace,    // rescale_workspace(p) words
+                           int64_t* y,             // [L - 1, runs, n]
+                           cudaStream_t stream);
+
+cudaError_t launch_relinearise(const RelineariseParams& p,
+                               const int64_t* x,       // [L, positions, 3, n]
+                               const int64_t* keys,    // [L, 2, L + 1, n]
+                               const int32_t* tables,  // [L + 1, 4, n]
+                               const int64_t* moduli,  // [L + 1], the special prime last
+                               uint32_t* workspace,    // relinearise_workspace(p) words
+                               int64_t* y,             // [L, positions, 2, n]
+                               cudaStream_t stream);
 
 // How many entries of x are not residues of their limb.
 cudaError_t launch_count_out_of_range(const PointwiseParams& p,

@@ -12,6 +12,7 @@ import click
 from mcfhe import __version__
 from mcfhe.cli import (
     audit_command,
+    bench_command,
     client_commands,
     common,
     demo_command,
@@ -42,6 +43,7 @@ for command in (
     service_commands.serve,
     service_commands.classify,
     audit_command.audit,
+    bench_command.bench,
     info_command.info,
 ):
     app.add_command(command)

@@ -19,7 +19,8 @@ Q is never stored: for one offset between two pixels at a time it is a map, made
 monomials in w, A, L, m and r, each with n < 2**26 roundings at most (products, sums in any order, conversions of the
 integers), so it is off by at most 2**26 2**-53 (1 + 2**-26) times the sum of the monomials' sizes, and that sum is at
 most 4 sum_j |w_j| (|A0| + |A1| v + |A2| v**2) with v >= |v_j|. Bounds are widened by 2**-24 of the latter, and then
-outwards to 20 significant bits, so that the order in which a machine adds hardly ever shows in them.
+outwards to 20 significant bits, so that the order in which a machine adds hardly ever shows in them. A constant so much
+smaller than the others that it becomes 0 is covered by 2**-900 of the unit.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from mcfhe.graph.steps import Conv2dStep, FlattenStep, IntegerProgram, LinearSte
 MAX_WORK = 1 << 30  # multiply-adds spent on one layer; larger ones keep their intervals
 _SLACK = 2.0**-24
 _DIGITS = 20
+_UNDERFLOW = 2.0**-900
 _BATCH_BYTES = 1 << 26
 
 
@@ -201,6 +203,7 @@ class _Form:
         size = np.abs(self.kernel).sum(axis=(2, 3)) @ (np.abs(self.centre) + self.radius) + np.abs(self.offset)
         terms = np.abs(self.terms)
         slack = _SLACK * (np.abs(w).sum(axis=(1, 2)) @ (terms[:, 0] + terms[:, 1] * size + terms[:, 2] * size**2))
+        slack += _UNDERFLOW
         return constant - spread - cross + low - slack, constant + spread + cross + high + slack
 
     def _slices(self, tap: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:

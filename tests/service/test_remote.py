@@ -323,7 +323,7 @@ def test_classify_survives_a_killed_server(serve: Start, tmp_path: Path) -> None
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process, facts = serve("--port", port)
-    client, pixels = new_client(), images(150)
+    client, pixels = new_client(profile="patent"), images(150)  # no noise: labels as in evaluate_plain
     client.save(tmp_path / "key")
     files = [tmp_path / f"{number}.png" for number in range(len(pixels))]
     for file, image in zip(files, pixels, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,6 +180,11 @@ def test_a_late_result_of_one_request_never_enters_another() -> None:
         if number == 0:
             bad.release.set()
     server.close()
+
+
+def test_a_scheme_whose_limbs_belong_together_is_refused() -> None:
+    with pytest.raises(ParameterError, match="one device"):
+        ShardedServer(SimpleNamespace(scheme="lattice"), [LocalWorker(PROGRAM, "cpu")])  # type: ignore[arg-type]
 
 
 def test_needs_workers() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from harness import Driver, Host, SimtError, Sparse
 
+from tests.simt import lattice_oracle
 from tests.simt.cases import ARITHMETIC, BIG, TILES, Buffers, Numbers, sizes
 
 
@@ -76,3 +77,19 @@ def test_count_out_of_range(driver: Driver) -> None:
     x = Sparse(inner, {2**31 + 2**19 + 5: -1, 3: BIG})
     numbers = sizes(limbs=1, channels=1, inner=inner)
     assert launch(driver, "count_out_of_range", numbers, {"x": x, "moduli": [BIG]}) == [2]
+
+
+@pytest.mark.parametrize("n", [8, 32768])
+def test_ntt(driver: Driver, n: int) -> None:
+    """The last run lies beyond 2^31 entries: 5 there is 5 at every point, and the other way round."""
+    runs = 2**31 // n + 3
+    entries = runs * n
+    moduli = lattice_oracle.primes(n, (31,))
+    tables = lattice_oracle.tables(moduli, n)
+    numbers = sizes(limbs=1, runs=runs, n=n)
+    buffers: Buffers = {"x": Sparse(entries, {entries - n: 5}), "tables": tables, "moduli": moduli}
+    at = [0, entries - n, entries - 1]
+    assert launch(driver, "ntt", numbers | sizes(inverse=0), buffers | {"at": Host(at[::2])}) == [0, 5]
+    if n == 8:  # above, the first stages back need every block
+        x = Sparse(entries, dict.fromkeys(range(entries - n, entries), 5))
+        assert launch(driver, "ntt", numbers | sizes(inverse=1), buffers | {"x": x, "at": Host(at)}) == [0, 5, 0]

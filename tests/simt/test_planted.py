@@ -12,6 +12,8 @@ CAUGHT_BY = {
     "missing_barrier": {"race": "race|uninitialised"},
     "missing_second_barrier": {"race": "race"},
     "missing_warp_barrier": {"race": "race|uninitialised"},
+    "missing_warp_barrier_in_place": {"race": "race|uninitialised"},
+    "warp_barrier_for_block": {"race": "race"},
     "missing_atomic": {"race": "race"},
     "uninitialised_shared": {"race": "uninitialised"},
     "divergent_barrier": {"race": "divergent barrier", "address": "divergent barrier"},

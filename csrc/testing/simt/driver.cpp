@@ -151,6 +151,8 @@ PoolParams pool_params(const Call& c) {
 }
 
 PointwiseParams pointwise_params(const Call& c) { return {c.number("limbs"), c.number("channels"), c.number("inner")}; }
+RingParams ring_params(const Call& c) { return {c.number("limbs"), c.number("runs"), c.number("n")}; }
+
 int64_t entries(const PointwiseParams& p) { return p.limbs * p.channels * p.inner; }
 int64_t entries(const ConvParams& p) { return p.limbs * p.out_channels * p.out_h * p.out_w * p.stream; }
 int64_t entries(const PoolParams& p) { return p.limbs * p.channels * p.out_h * p.out_w * p.stream; }
@@ -198,8 +200,43 @@ cudaError_t run_align_add(Call& c) {
 
 cudaError_t run_add_const(Call& c) {
   const PointwiseParams p = pointwise_params(c);
-  return cuda::launch_add_const(p, c.number("channel_stride"), c.input("x"), c.input("constant"), c.input("moduli"),
-                                c.output(entries(p)), nullptr);
+  const int64_t stream = c.number("stream", p.inner);
+  return cuda::launch_add_const(p, c.number("channel_stride"), stream, c.number("head", stream), c.input("x"),
+                                c.input("constant"), c.input("moduli"), c.output(entries(p)), nullptr);
+}
+
+// Two table entries a number of the request.
+const int32_t* tables(const Call& c) { return reinterpret_cast<const int32_t*>(c.input("tables")); }
+
+uint32_t* workspace(int64_t words) {
+  return static_cast<uint32_t*>(simt::device_alloc(static_cast<size_t>(words) * sizeof(uint32_t)));
+}
+
+cudaError_t run_ntt(Call& c) {
+  const RingParams p = ring_params(c);
+  return cuda::launch_ntt(p, c.number("inverse") != 0, c.input("x"), tables(c), c.input("moduli"),
+                          c.output(p.limbs * p.runs * p.n), nullptr);
+}
+
+cudaError_t run_rescale(Call& c) {
+  const RingParams p = ring_params(c);
+  uint32_t* const words = workspace(cuda::rescale_workspace(p));
+  return cuda::launch_rescale(p, c.input("x"), tables(c), c.input("moduli"), words,
+                              c.output((p.limbs - 1) * p.runs * p.n), nullptr);
+}
+
+cudaError_t run_relinearise(Call& c) {
+  const RelineariseParams p{c.number("limbs"), c.number("positions"), c.number("n")};
+  uint32_t* const words = workspace(cuda::relinearise_workspace(p));
+  return cuda::launch_relinearise(p, c.input("x"), c.input("keys"), tables(c), c.input("moduli"), words,
+                                  c.output(2 * p.limbs * p.positions * p.n), nullptr);
+}
+
+cudaError_t run_tensor_square(Call& c) {
+  const TensorSquareParams p{c.number("limbs"), c.number("channels"),     c.number("positions"),
+                             c.number("n"),     c.number("shift_stride"), c.number("coefficients_stride")};
+  return cuda::launch_tensor_square(p, c.input("x"), c.input("shift"), c.input("coefficients"), c.input("moduli"),
+                                    c.output(3 * p.limbs * p.channels * p.positions * p.n), nullptr);
 }
 
 cudaError_t run_count(Call& c) {
@@ -227,6 +264,10 @@ const std::map<std::string, std::function<cudaError_t(Call&)>> kOps = {
     {"poly", run_poly},
     {"align_add", run_align_add},
     {"add_const", run_add_const},
+    {"ntt", run_ntt},
+    {"rescale", run_rescale},
+    {"relinearise", run_relinearise},
+    {"tensor_square", run_tensor_square},
     {"count_out_of_range", run_count},
     {"weight_range", run_weight_range},
     {"planted", run_planted},

@@ -140,6 +140,8 @@ void note(Word& word, const Actor& me, bool write, bool atomic) {
     word.readers = Word::kOne;
   } else if (word.read_thread / kWarp != me.thread / kWarp) {
     word.readers = Word::kMany;
+  } else if (word.readers != Word::kMany && word.read_warp_epoch < me.warp_epoch) {
+    word.readers = Word::kOne;  // all lanes have passed a warp barrier since the others read
   } else if (word.read_thread != me.thread && word.readers == Word::kOne) {
     word.readers = Word::kOneWarp;
   }

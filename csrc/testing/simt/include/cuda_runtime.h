@@ -27,6 +27,17 @@ struct alignas(16) longlong2 {
 
 inline longlong2 make_longlong2(long long x, long long y) { return {x, y}; }
 
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
 template <typename T>
 T __ldg(const T* pointer) {
   return *pointer;

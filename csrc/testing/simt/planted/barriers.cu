@@ -39,6 +39,37 @@ __global__ void missing_warp_barrier_kernel(bool bug, const int64_t* x, int64_t*
   y[i] = tile[i ^ 1];
 }
 
+// Lanes take turns at reading and writing the same words.
+__global__ void missing_warp_barrier_in_place_kernel(bool bug, const int64_t* x, int64_t* y) {
+  __shared__ int64_t tile[kThreads];
+  const int i = static_cast<int>(threadIdx.x);
+  tile[i] = x[i];
+  for (int distance = 0; distance < 3; ++distance) {
+    if (!bug) __syncwarp();
+    tile[i ^ distance] += distance;
+  }
+  __syncthreads();
+  y[i] = tile[i];
+}
+
+// Words cross between warps in every round, but before a refill only the lanes of a warp wait for each other.
+__global__ void warp_barrier_for_block_kernel(bool bug, const int64_t* x, int64_t* y) {
+  __shared__ int64_t tile[kThreads];
+  const int i = static_cast<int>(threadIdx.x);
+  int64_t sum = 0;
+  for (int round = 0; round < 2; ++round) {
+    if (bug) {
+      __syncwarp();
+    } else {
+      __syncthreads();
+    }
+    tile[i ^ 32] = x[i] + round;
+    __syncthreads();
+    sum += tile[i];
+  }
+  y[i] = sum;
+}
+
 // Half of the block leaves before the barrier.
 __global__ void divergent_barrier_kernel(bool bug, const int64_t* x, int64_t* y) {
   __shared__ int64_t tile[kThreads];
@@ -92,6 +123,8 @@ __global__ void uninitialised_shared_kernel(bool bug, const int64_t* x, int64_t*
 PLANTED(missing_barrier, 1);
 PLANTED(missing_second_barrier, 1);
 PLANTED(missing_warp_barrier, 1);
+PLANTED(missing_warp_barrier_in_place, 1);
+PLANTED(warp_barrier_for_block, 1);
 PLANTED(divergent_barrier, 1);
 PLANTED(mismatched_barriers, 1);
 PLANTED(divergent_shuffle, 1);
