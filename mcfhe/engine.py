@@ -40,7 +40,7 @@ from mcfhe.graph.steps import (
 from mcfhe.ring_runner import RingRunner
 from mcfhe.schedule import Item, Part, components, fuse, schedule
 from mcfhe.tiling import VECTOR, Piece, Tile, fit
-from mcfhe.workers import run_tiles
+from mcfhe.workers import empty_for_threads, run_tiles
 
 if TYPE_CHECKING:
     from mcfhe.cuda_runner import CudaRunner
@@ -230,7 +230,7 @@ class Engine:
         stream = values[first].shape[-1] // components(program, first)
         dtype = torch.int64 if ring is None else torch.int32
         results = {
-            v: torch.empty(
+            v: empty_for_threads(
                 limbs,
                 *program.steps[v - 1].shape,
                 stream * components(program, v),

@@ -10,7 +10,7 @@ from torch import Tensor
 from mcfhe import ops
 from mcfhe.graph.steps import DropStep, RelineariseStep, RescaleStep, Ring, Step
 from mcfhe.lattice.ring import ntt_tables
-from mcfhe.workers import run_tiles
+from mcfhe.workers import empty_for_threads, run_tiles
 
 # Residues of the ciphertexts that one call works on. Tens of them share what a call spends on the relinearisation key:
 # packing it once, and reading a part that does not fit a second-level cache.
@@ -56,7 +56,7 @@ class RingRunner:
             left = step.limbs if isinstance(step, DropStep) else left - isinstance(step, RescaleStep)
         parts = x.shape[-1] // degree
         parts_out = 2 if any(isinstance(step, RelineariseStep) for step in steps) else parts
-        y = torch.empty(left, count, parts_out * degree, dtype=torch.int32, device=x.device)
+        y = empty_for_threads(left, count, parts_out * degree, dtype=torch.int32, device=x.device)
         cpu = self.device.type == "cpu"
         budget = CPU_CHUNK_BYTES if cpu else CUDA_CHUNK_BYTES
         size = max(1, budget // (8 * limbs * parts * degree))

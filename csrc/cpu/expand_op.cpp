@@ -10,6 +10,12 @@ using torch::headeronly::ScalarType;
 constexpr int64_t kSeedBytes = 64;
 constexpr int64_t kMaxDegree = 32768;
 
+// The same bytes where words may be read: a view into a buffer may begin anywhere.
+Tensor aligned(const Tensor& t) {
+  const bool good = reinterpret_cast<uintptr_t>(t.const_data_ptr<uint8_t>()) % alignof(uint64_t) == 0;
+  return good ? t : torch::stable::clone(t);
+}
+
 Tensor expand_uniform(const Tensor& seeds, const Tensor& moduli, int64_t n) {
   const char* const op = "expand_uniform";
   STD_TORCH_CHECK(seeds.scalar_type() == ScalarType::Byte && seeds.dim() == 2 && seeds.size(1) == kSeedBytes,
@@ -20,11 +26,10 @@ Tensor expand_uniform(const Tensor& seeds, const Tensor& moduli, int64_t n) {
   STD_TORCH_CHECK(moduli.dim() == 1, "mcfhe::expand_uniform: moduli has shape ", shape_string(moduli),
                   " but must be [limbs]");
   STD_TORCH_CHECK(n >= 1 && n <= kMaxDegree, "mcfhe::expand_uniform: n = ", n, " must lie in 1..", kMaxDegree);
-  const Tensor sd = dense(seeds), md = checked_moduli(op, moduli);
+  const Tensor sd = aligned(dense(seeds)), md = checked_moduli(op, moduli);
   const int64_t limbs = md.numel(), count = sd.size(0);
   const Tensor y = torch::stable::new_empty(seeds, IntList{limbs, count, n}, ScalarType::Int);
   if (y.numel() == 0) return y;
-  // rows of 64 bytes in memory that torch has aligned
   const ExpandJob job{limbs,
                       count,
                       n,

@@ -104,6 +104,8 @@ def test_tiles_and_threads_change_nothing(
 ) -> None:
     engine = Engine(PROGRAM, tile_bytes=tile_bytes)
     assert torch.equal(engine.run(engine.bind_ring(oracle.keys), x), expected)
+    with torch.inference_mode():  # which the threads are not in
+        assert torch.equal(engine.run(engine.bind_ring(oracle.keys), x), expected)
 
 
 def test_chunks_of_ring_steps_change_nothing(

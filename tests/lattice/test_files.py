@@ -155,8 +155,9 @@ def test_nothing_secret_leaves_the_client(
     request = client.encrypt(IMAGES)
     response = LatticeServer(program).evaluate(request)
     client.decrypt(response)
-    residues = np.frombuffer(boundary._unwrapped(client._serialised)[-8 * 3 * 4096 :], "<u8")
-    canaries = {client._serialised[100:164], client._serialised[-64:], client._serialised[100:132].hex().encode()}
+    secret = bytes(client._serialised)
+    residues = np.frombuffer(boundary._unwrapped(secret)[-8 * 3 * 4096 :], "<u8")
+    canaries = {secret[100:164], secret[-64:], secret[100:132].hex().encode()}
     for start in range(0, len(residues), 512):
         part = residues[start : start + 8]
         canaries |= {part.tobytes(), part.astype("<u4").tobytes(), ", ".join(map(str, part)).encode()}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import mcfhe
-from mcfhe.errors import ParameterError, UnsupportedLayerError
+from mcfhe.errors import ParameterError
 from mcfhe.graph.nodes import Add, Conv2d, Flatten, Graph, Input, Linear, Node, Poly
 from mcfhe.graph.order import Level
 from mcfhe.graph.settings import Settings
@@ -24,7 +24,7 @@ from mcfhe.lattice import noise
 from mcfhe.lattice.lower import Placement
 from mcfhe.lattice.plan import DEGREES, Plan, make_plan, most_limbs
 from mcfhe.lattice.program import LatticeProgram
-from mcfhe.lattice.security import MAX_MODULUS_BITS, require_security
+from mcfhe.lattice.security import require_security
 from mcfhe.lattice.work import ring_points, work
 from mcfhe.modular.constants import LayerConstants
 from tests.lattice.support import Square, small_program
@@ -235,40 +235,6 @@ def test_deep_networks_are_planned_in_time_and_refused_in_words() -> None:
         mcfhe.compile(chain(12), (1, 2, 2), scheme="lattice", scale_bits=6)
     with pytest.raises(ParameterError, match="client decrypt and encrypt anew"):
         small_program(degree=4096, precision_bits=20)
-
-
-def test_parameters_below_128_bits_are_refused() -> None:
-    for degree, bits in MAX_MODULUS_BITS.items():
-        require_security(degree, [(1 << bits) - 1])
-        with pytest.raises(
-            ParameterError, match=rf"{bits + 1} bits at ring degree {degree}: less than 128 .* allows {bits}"
-        ):
-            require_security(degree, [1 << bits])
-    with pytest.raises(ParameterError, match="ring degree 2048000"):
-        require_security(2048000, [3])
-    program = small_program()
-    with pytest.raises(ParameterError, match="less than 128 bits"):
-        LatticeProgram(program.graph, program.settings, Plan(4096, 3, 20, program.plan.placements))
-
-
-@pytest.mark.parametrize(("argument", "match"), [({"degree": 5000}, "degree 5000: choose one of 4096, 8192"),
-    ({"degree": 1024}, "degree 1024"), ({"precision_bits": 3}, "precision_bits 4..24"), ({"precision_bits": 25}, "25"),
-    ({"scale_bits": "auto"}, "scale_bits must be a number")])  # fmt: skip
-def test_refuses_arguments(argument: dict[str, object], match: str) -> None:
-    with pytest.raises(ParameterError, match=match):
-        small_program(**argument)
-
-
-def test_refuses_other_activations() -> None:
-    class Cube(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * x * x
-
-    model = nn.Sequential(nn.Conv2d(1, 1, 1), Cube(), nn.Flatten(), nn.Linear(4, 2)).eval()
-    with pytest.raises((UnsupportedLayerError, ParameterError), match="degree"):
-        mcfhe.compile(model, (1, 2, 2), scheme="lattice")
-    with pytest.raises(ParameterError, match="scheme 'bfv': choose one of modular, lattice"):
-        mcfhe.compile(model, (1, 2, 2), scheme="bfv")
 
 
 def test_room_holds_in_slots_without_an_image() -> None:

@@ -60,6 +60,15 @@ def test_expansion_equals_oracle(seeds: list[bytes], n: int) -> None:
     assert torch.equal(ops.expand_uniform(rows, moduli, n), reference.expand_uniform(rows, moduli, n))
 
 
+def test_seeds_may_lie_anywhere_in_memory() -> None:
+    moduli, raw = torch.tensor([1073741789]), torch.arange(200, dtype=torch.uint8)
+    for start in (1, 3, 8):
+        view = raw[start : start + 128].view(2, 64)
+        assert torch.equal(ops.expand_uniform(view, moduli, 8), ops.expand_uniform(view.clone(), moduli, 8))
+    strided = raw[:192].view(64, 3).T
+    assert torch.equal(ops.expand_uniform(strided, moduli, 8), ops.expand_uniform(strided.contiguous(), moduli, 8))
+
+
 def test_expansion_past_one_refill() -> None:
     """More words than the kernel makes at once."""
     seed = as_tensor(bytes(range(64)))
