@@ -204,7 +204,7 @@ def test_residual_branches_differ_in_depth() -> None:
         ({"num_classes": True}, "num_classes: True"),
         ({"batch_norm": 1}, "batch_norm: 1"),
         ({"activation": "tanh"}, "activation: 'tanh'; choose one of poly"),
-        ({"pretrained": "cifar"}, "no lenet for 'cifar'; available: fashion-mnist, mnist"),
+        ({"pretrained": "cifar"}, "no lenet for 'cifar'; available: fashion-mnist, mnist, pneumoniamnist"),
         ({"pretrained": "fashion-mnist", "num_classes": 11}, "num_classes: 11, but the weights"),
         ({"pretrained": "fashion-mnist", "batch_norm": True}, "batch_norm: True, but the weights"),
     ],
@@ -415,7 +415,7 @@ def test_every_altered_bit_is_noticed(tmp_path_factory: pytest.TempPathFactory, 
 
 def test_pretrained_weights() -> None:
     assert models.available_pretrained() == {
-        "lenet": ("fashion-mnist", "mnist"),
+        "lenet": ("fashion-mnist", "mnist", "pneumoniamnist"),
         "cryptonets": ("mnist",),
         "tenseal_net": ("mnist",),
         "resnet_tiny": (),
