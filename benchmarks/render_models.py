@@ -35,7 +35,8 @@ def accuracies() -> list[str]:
         return []
     minutes = report["seconds"] / 60
     return [
-        f"Measured by `make accuracy` ({minutes:.0f} minutes in all on a shared machine) on {report['cores']} cores of {report['device']}:",
+        f"Measured by `make accuracy`, {minutes:.0f} minutes in all on a shared machine, {report['cores']} cores of "
+        f"{report['device']}:",
         "",
         *accuracy.table(report["models"]),
     ]
