@@ -27,7 +27,7 @@ from mcfhe.service.refusal import Refusal, error_response
 from mcfhe.service.replay import Replays
 from mcfhe.service.scheduler import Job, Scheduler
 from mcfhe.service.sessions import Sessions
-from mcfhe.service.settings import MAX_KEY_BYTES, ServiceSettings
+from mcfhe.service.settings import KEY_HEADER_BYTES, MAX_KEY_BYTES, ServiceSettings
 from mcfhe.service.tokens import Tokens
 from mcfhe.wire import Request, read_evaluation_key
 
@@ -50,7 +50,7 @@ class Service:
         self.accepting = False
         owners = 1 if tokens is None else len(tokens)
         self._gate = Gate(settings.max_inflight, settings.max_inflight_bytes, owners)
-        self._largest_key = max(MAX_KEY_BYTES, *(server.program.key_bytes + MAX_KEY_BYTES for server in servers))
+        self._largest_key = max(MAX_KEY_BYTES, *(server.program.key_bytes + KEY_HEADER_BYTES for server in servers))
         self._sessions = Sessions(settings.max_keys, settings.session_s, settings.max_key_bytes)
         self._replays = Replays(settings.replay_s, settings.max_replay_bytes)
         self._decoder = ThreadPoolExecutor(2, thread_name_prefix="mcfhe-decode")

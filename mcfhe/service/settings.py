@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 from mcfhe.errors import ParameterError
 
+KEY_HEADER_BYTES = 1 << 12  # what an evaluation key's message has beside its residues, at most
 MAX_KEY_BYTES = 1 << 16  # an evaluation key's message: 4,096 limbs of four bytes and a header; a lattice key is larger
 
 
