@@ -17,6 +17,7 @@ import mcfhe
 from mcfhe.cards import ModelCard
 from mcfhe.datasets import SAMPLE
 from mcfhe.lattice.program import LatticeProgram
+from mcfhe.lattice.report import message_bytes
 from mcfhe.lattice.server import LatticeServer
 
 SCALE_BITS = 10
@@ -99,9 +100,8 @@ def run(count: int, device: str = "cpu", progress: Callable[[str], Any] | None =
     quantised = program.evaluate_plain(pixels)
     floats = _float_scores(model, card, pixels).argmax(1).numpy()
     labels, plain = scores.argmax(1).numpy(), quantised.argmax(1).numpy()
-    # in their packed form; nothing is serialised here, which would hold them twice
-    up = request.ciphertext.numel() * request.ciphertext.element_size()
-    down = response.residues.numel() * 4
+    # counted, not measured: serialising would hold the request twice
+    up, down, key = message_bytes(program)
     return LatticeDemoResult(
         images=len(pixels),
         scheme=program.scheme,
@@ -116,7 +116,7 @@ def run(count: int, device: str = "cpu", progress: Callable[[str], Any] | None =
         modulus_bits=program.plan.modulus_bits,
         bytes_up=up,
         bytes_down=down,
-        key_bytes=client.evaluation_key.keys.numel() * 4,
+        key_bytes=key,
         score_noise=float((scores - quantised).pow(2).mean().sqrt()),
         predicted_noise=program.predict_precision(pixels[:NOISE_IMAGES])[-1].noise,
         score_rms=float(quantised.pow(2).mean().sqrt()),
