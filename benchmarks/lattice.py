@@ -1,7 +1,7 @@
 """The lattice scheme on whole networks: ``make bench-lattice``.
 
-Full batches of real MNIST or, where that is not installed, random images (the time does not depend on them): the
-net of TenSEAL's tutorial (A), the CryptoNets-style net (B) and the demo LeNet. Writes build/reports/bench-lattice.json
+Full batches of random images (the time does not depend on them): the net of TenSEAL's tutorial (A), the
+CryptoNets-style net (B) and the demo LeNet. Writes build/reports/bench-lattice.json
 {device, cores, rows [{name, median, spread, ratio, against, ...}]}: milliseconds of evaluation for one image of a full
 batch; ratio: over torch float32 on the same batch. Beside them what encryption, decryption, bytes and memory cost.
 """
@@ -122,7 +122,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['decrypt_s']:.2f}",
             f"{row['bytes_up'] / 1e6:.0f}",
         )
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 def main() -> None:

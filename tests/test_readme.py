@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import render_models
+from benchmarks import render_lattice, render_models
 from benchmarks.render import render
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +28,11 @@ def test_numbers_come_from_the_measurements() -> None:
 def test_tables_of_the_models_come_from_their_files_and_measurements() -> None:
     page = render_models.PAGE.read_text("utf-8")
     assert render_models.render(page) == page
+
+
+def test_table_of_the_lattice_scheme_comes_from_its_measurements() -> None:
+    page = render_lattice.PAGE.read_text("utf-8")
+    assert render_lattice.render(page) == page
 
 
 def test_every_listed_command_exists() -> None:
