@@ -82,6 +82,28 @@ class Container:
     tensors: dict[str, np.ndarray]
 
 
+class Stored:
+    """A message that has bytes and is also kept in files."""
+
+    def to_bytes(self) -> bytes:
+        """The content of the file."""
+        raise NotImplementedError
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Any:
+        """The inverse of :meth:`to_bytes`; FormatError for anything else."""
+        raise NotImplementedError
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write atomically; McfheError if the file cannot be written."""
+        write_file(path, self.to_bytes())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> Any:
+        """Read what :meth:`save` wrote, at most ``max_bytes``."""
+        return cls.from_bytes(read_file(path, max_bytes))
+
+
 def pack(
     kind: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], *, allow_secret: bool = False
 ) -> bytes:

@@ -7,8 +7,7 @@ request's bytes, the client's side the client spec and the response's bytes. The
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -22,14 +21,13 @@ from mcfhe.datasets import SAMPLE, Dataset
 from mcfhe.modular import audit
 from mcfhe.program import Program
 from mcfhe.spec import ClientSpec
+from mcfhe.stages import shown, timed
 from mcfhe.wire import Request, Response
 
 # What this stands beside: RT-HCNN, doi 10.1109/JIOT.2023.3313443, one MNIST image on an RTX 3090.
 PUBLISHED_MS = {"encrypt": 30.03, "evaluate": 79.5, "decrypt": 20.3}
 LATENCY_REPEATS = 10
 AUDITED_IMAGES = 10
-
-Progress = Callable[[float], None]
 
 
 @dataclass
@@ -126,29 +124,29 @@ class Demo:
         seconds = {"compile": self.compile_seconds}
         predicted = predict(self.program, profile, lanes, len(images), device)
 
-        with _timed(seconds, "keygen"):
+        with timed(seconds, "keygen"):
             client = mcfhe.Client.generate(spec, lanes=lanes, profile=profile)
-        with _timed(seconds, "encrypt"):
+        with timed(seconds, "encrypt"):
             request, integers = client.encrypt(images, return_integers=True)
-        with _timed(seconds, "upload"):
+        with timed(seconds, "upload"):
             upload = request.to_bytes()
             received = Request.from_bytes(upload)
         server = mcfhe.Server(self.program, device=device)
-        with _timed(seconds, "evaluate"), _bar(progress, "evaluate on ciphertext") as update:
+        with timed(seconds, "evaluate"), shown(progress, "evaluate on ciphertext") as update:
             response = server.evaluate(received, update)
-        with _timed(seconds, "download"):
+        with timed(seconds, "download"):
             download = response.to_bytes()
             answer = Response.from_bytes(download)
-        with _timed(seconds, "decrypt"):
+        with timed(seconds, "decrypt"):
             decrypted = client.decrypt_integers(answer)
         labels = np.array([max(range(len(row)), key=row.__getitem__) for row in decrypted])
-        with _timed(seconds, "check"), _bar(progress, "check against Python integers"):
+        with timed(seconds, "check"), shown(progress, "check against Python integers"):
             expected = self.program.evaluate_integers(integers, profile)
         mismatches = sum(
             a != b for got, want in zip(decrypted, expected, strict=True) for a, b in zip(got, want, strict=True)
         )
 
-        with _timed(seconds, "audit"):
+        with timed(seconds, "audit"):
             report = _attacked(spec, received)
         bounds = spec.profile(profile)
         result = DemoResult(
@@ -210,19 +208,3 @@ def _attacked(spec: ClientSpec, request: Request) -> dict[str, Any]:
         "images": report.view.batch,
         "attacks": [{key: row[key] for key in ("attack", "outcome", "recovered")} for row in rows],
     }
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[step] = time.perf_counter() - start
-
-
-@contextmanager
-def _bar(progress: Callable[[str], Any] | None, label: str) -> Iterator[Progress | None]:
-    if progress is None:
-        yield None
-        return
-    with progress(label) as update:
-        yield update

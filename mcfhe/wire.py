@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 from collections.abc import Callable
@@ -13,17 +12,15 @@ import numpy as np
 import torch
 
 from mcfhe.container import (
-    MAX_FILE_BYTES,
+    Stored,
     TensorField,
     as_bytes,
     pack,
     parse_choice,
     parse_hex,
     parse_int,
-    read_file,
     read_header,
     unpack,
-    write_file,
 )
 from mcfhe.errors import FormatError, MismatchError, UnknownKeyError
 from mcfhe.modular.evaluation_key import KEY_METADATA, MODULI_FIELD, EvaluationKey
@@ -59,7 +56,7 @@ def new_request_id() -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class Request(Stored):
     """What the client sends: encrypted images and the evaluation key.
 
     ciphertext: int64 ``[N, C, H, W, batch * M]``, stream index image * M + lane, 0 <= r < b_p.
@@ -171,17 +168,9 @@ class Request:
             request_id=parse_hex(content, "request_id", 32),
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write atomically; McfheError if the file cannot be written."""
-        write_file(path, self.to_bytes())
-
-    @staticmethod
-    def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> Any:
-        return Request.from_bytes(read_file(path, max_bytes))
-
 
 @dataclass(frozen=True, eq=False)
-class Response:
+class Response(Stored):
     """What the server sends back: encrypted scores.
 
     residues: int64 ``[n, labels, batch * M]``; row i belongs to limb ``limbs[i]``, or to limb i when ``limbs`` is
@@ -261,14 +250,6 @@ class Response:
             profile=parse_choice(content, "profile", PROFILES),
             limbs=None if limbs is None else tuple(limbs.tolist()),
         )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write atomically; McfheError if the file cannot be written."""
-        write_file(path, self.to_bytes())
-
-    @staticmethod
-    def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> Any:
-        return Response.from_bytes(read_file(path, max_bytes))
 
 
 def read_evaluation_key(data: bytes) -> Any:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 import mcfhe
@@ -19,11 +16,11 @@ from mcfhe.datasets import SAMPLE
 from mcfhe.lattice.program import LatticeProgram
 from mcfhe.lattice.report import message_bytes
 from mcfhe.lattice.server import LatticeServer
+from mcfhe.scoring import scores as scores_of
+from mcfhe.stages import shown, timed
 
 SCALE_BITS = 10
 NOISE_IMAGES = 64  # that the prediction is simulated on
-
-Progress = Callable[[float], None]
 
 
 @dataclass
@@ -76,7 +73,7 @@ def run(count: int, device: str = "cpu", progress: Callable[[str], Any] | None =
     card = cast(ModelCard, model.mcfhe_metadata)
     images = mcfhe.datasets.load(SAMPLE, "test", limit=count)
     pixels, truth = images.images.numpy(), images.labels.numpy()
-    with _timed(seconds, "compile"):
+    with timed(seconds, "compile"):
         program: LatticeProgram = mcfhe.compile(
             model,
             card.input_shape,
@@ -86,19 +83,19 @@ def run(count: int, device: str = "cpu", progress: Callable[[str], Any] | None =
             labels=card.labels,
             scheme="lattice",
         )
-    with _timed(seconds, "keygen"):
+    with timed(seconds, "keygen"):
         client = mcfhe.Client.generate(program.client_spec())
-    with _timed(seconds, "encrypt"), _bar(progress, "encrypt") as update:
+    with timed(seconds, "encrypt"), shown(progress, "encrypt") as update:
         request = client.encrypt(pixels, progress=update)
     server = LatticeServer(program, device)
-    with _timed(seconds, "bind"):
+    with timed(seconds, "bind"):
         server.bind(request.evaluation_key)
-    with _timed(seconds, "evaluate"), _bar(progress, "evaluate on ciphertext") as update:
+    with timed(seconds, "evaluate"), shown(progress, "evaluate on ciphertext") as update:
         response = server.evaluate(request, update)
-    with _timed(seconds, "decrypt"):
+    with timed(seconds, "decrypt"):
         scores = client.decrypt(response)
     quantised = program.evaluate_plain(pixels)
-    floats = _float_scores(model, card, pixels).argmax(1).numpy()
+    floats = scores_of(model, images.images, card.mean, card.std, torch.float32).argmax(1).numpy()
     labels, plain = scores.argmax(1).numpy(), quantised.argmax(1).numpy()
     # counted, not measured: serialising would hold the request twice
     up, down, key = message_bytes(program)
@@ -124,26 +121,3 @@ def run(count: int, device: str = "cpu", progress: Callable[[str], Any] | None =
         seconds=seconds,
         labels=labels.tolist(),
     )
-
-
-def _float_scores(model: torch.nn.Module, card: ModelCard, pixels: np.ndarray) -> torch.Tensor:
-    mean = torch.tensor(card.mean).view(1, -1, 1, 1)
-    std = torch.tensor(card.std).view(1, -1, 1, 1)
-    with torch.inference_mode():
-        return cast(torch.Tensor, model((torch.from_numpy(pixels).float() / 255 - mean) / std))
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[step] = time.perf_counter() - start
-
-
-@contextmanager
-def _bar(progress: Callable[[str], Any] | None, label: str) -> Iterator[Progress | None]:
-    if progress is None:
-        yield None
-        return
-    with progress(label) as update:
-        yield update

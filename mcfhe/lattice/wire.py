@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,16 +9,14 @@ import numpy as np
 import torch
 
 from mcfhe.container import (
-    MAX_FILE_BYTES,
+    Stored,
     TensorField,
     as_bytes,
     pack,
     parse_hex,
     parse_int,
-    read_file,
     read_header,
     unpack,
-    write_file,
 )
 from mcfhe.errors import FormatError, MismatchError, UnknownKeyError
 from mcfhe.lattice.evaluation_key import KEY_FIELDS, KEY_METADATA, MAX_DEGREE, MAX_LIMBS, LatticeEvaluationKey
@@ -38,7 +35,7 @@ _RESPONSE_FIELDS = {"residues": TensorField("I32", ((1, MAX_LIMBS), (1, MAX_LABE
 
 
 @dataclass(frozen=True, eq=False)
-class LatticeRequest:
+class LatticeRequest(Stored):
     """Encrypted images, one a slot: one ciphertext a pixel.
 
     ciphertext: int32 ``[L, C, H, W, 2 * n]``, NTT form, canonical: 0 <= r < q_l. With ``seeds`` uint8
@@ -140,17 +137,9 @@ class LatticeRequest:
         request.check_ranges()
         return request
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write atomically; McfheError if the file cannot be written."""
-        write_file(path, self.to_bytes())
-
-    @staticmethod
-    def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> LatticeRequest:
-        return LatticeRequest.from_bytes(read_file(path, max_bytes))
-
 
 @dataclass(frozen=True, eq=False)
-class LatticeResponse:
+class LatticeResponse(Stored):
     """Encrypted scores: int64 ``[limbs, labels, components * n]``, one ciphertext a label."""
 
     residues: torch.Tensor
@@ -204,14 +193,6 @@ class LatticeResponse:
             parse_hex(content, "request_id", 32),
             parse_int(content, "batch", 1, MAX_DEGREE),
         )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write atomically; McfheError if the file cannot be written."""
-        write_file(path, self.to_bytes())
-
-    @staticmethod
-    def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> LatticeResponse:
-        return LatticeResponse.from_bytes(read_file(path, max_bytes))
 
 
 def _check_ids(kind: str, program_id: object, request_id: object) -> None:
