@@ -91,8 +91,8 @@ def _context(ring: int, galois: bool) -> Any:
 
 
 def _plain(values: np.ndarray) -> Any:
-    """A plain tensor without zeros: TenSEAL replaces a product by an encoded 0 with a fresh ciphertext of another level,
-    which then cannot be added to the others."""
+    """A plain tensor without zeros: a product by an encoded 0 becomes, in TenSEAL, a fresh ciphertext of another level,
+    which cannot be added to the others."""
     import tenseal as ts
 
     usable = np.where(np.abs(values) < TINY, TINY, values)
