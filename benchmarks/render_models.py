@@ -35,8 +35,8 @@ def accuracies() -> list[str]:
         return []
     minutes = report["seconds"] / 60
     return [
-        f"Measured by `make accuracy`, {minutes:.0f} minutes in all on a shared machine, {report['cores']} cores of "
-        f"{report['device']}:",
+        f"Measured by `make accuracy` on {report['cores']} cores of {report['device']}, a shared machine; "
+        f"{minutes:.0f} minutes over all models, which need not have been measured in one run:",
         "",
         *accuracy.table(report["models"]),
     ]

@@ -18,6 +18,7 @@ import os
 import re
 import secrets
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,17 +83,17 @@ class Container:
     tensors: dict[str, np.ndarray]
 
 
-class Stored:
+class Stored(ABC):
     """A message that has bytes and is also kept in files."""
 
+    @abstractmethod
     def to_bytes(self) -> bytes:
         """The content of the file."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def from_bytes(data: bytes) -> Any:
         """The inverse of :meth:`to_bytes`; FormatError for anything else."""
-        raise NotImplementedError
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write atomically; McfheError if the file cannot be written."""

@@ -20,6 +20,7 @@ from mcfhe.cost import predict
 from mcfhe.datasets import SAMPLE, Dataset
 from mcfhe.modular import audit
 from mcfhe.program import Program
+from mcfhe.scoring import scores
 from mcfhe.spec import ClientSpec
 from mcfhe.stages import shown, timed
 from mcfhe.wire import Request, Response
@@ -106,7 +107,8 @@ class Demo:
         seconds = time.perf_counter() - start
         images = mcfhe.datasets.load(SAMPLE, "test", limit=count)
         plain = np.asarray(program.evaluate_plain(images.images)).argmax(axis=1)
-        return Demo(model, program, images, seconds, _float_labels(model, images.images.numpy()), plain)
+        floats = scores(model, images.images, card.mean, card.std, torch.float32)
+        return Demo(model, program, images, seconds, np.asarray(floats.argmax(1)), plain)
 
     def run(
         self,
@@ -187,15 +189,6 @@ class Demo:
             rows.append((t1 - t0, t2 - t1, t3 - t2, t3 - t0))
         medians = np.median(np.array(rows[1:]), axis=0) * 1e3
         return dict(zip(("encrypt", "evaluate", "decrypt", "total"), medians.tolist(), strict=True))
-
-
-def _float_labels(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
-    card = cast(ModelCard, model.mcfhe_metadata)
-    mean = torch.tensor(card.mean).view(1, -1, 1, 1)
-    std = torch.tensor(card.std).view(1, -1, 1, 1)
-    with torch.inference_mode():
-        scores = model((torch.from_numpy(images).float() / 255 - mean) / std)
-    return np.asarray(scores.argmax(dim=1))
 
 
 def _attacked(spec: ClientSpec, request: Request) -> dict[str, Any]:

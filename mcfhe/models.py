@@ -74,6 +74,21 @@ def _check_arguments(
     return ACTIVATIONS[activation]
 
 
+def _made(
+    make_layers: Callable[..., nn.Module],
+    pretrained: str | None,
+    values: tuple[int, int, int, bool, str],
+    size_step: int,
+    smallest: int = 0,
+) -> nn.Module:
+    """Fresh layers, or the shipped model of the architecture that ``make_layers`` is named after."""
+    in_channels, num_classes, image_size, batch_norm, activation = values
+    make = _check_arguments(in_channels, num_classes, image_size, batch_norm, activation, size_step, smallest)
+    if pretrained is not None:
+        return _pretrained(make_layers.__name__, pretrained, values)
+    return make_layers(in_channels, num_classes, image_size, batch_norm, make)
+
+
 def lenet(
     pretrained: str | None = None,
     *,
@@ -100,10 +115,8 @@ def lenet(
     Raises:
         ParameterError: an argument outside its range, or one that the pretrained model does not have.
     """
-    make = _check_arguments(in_channels, num_classes, image_size, batch_norm, activation, size_step=4)
-    if pretrained is not None:
-        return _pretrained("lenet", pretrained, (in_channels, num_classes, image_size, batch_norm, activation))
-    return architectures.lenet(in_channels, num_classes, image_size, batch_norm, make)
+    values = (in_channels, num_classes, image_size, batch_norm, activation)
+    return _made(architectures.lenet, pretrained, values, size_step=4)
 
 
 def cryptonets(
@@ -122,10 +135,8 @@ def cryptonets(
 
     Arguments, shapes and errors are those of :func:`lenet`, except that ``image_size`` is any of 8..512.
     """
-    make = _check_arguments(in_channels, num_classes, image_size, batch_norm, activation, size_step=1, smallest=8)
-    if pretrained is not None:
-        return _pretrained("cryptonets", pretrained, (in_channels, num_classes, image_size, batch_norm, activation))
-    return architectures.cryptonets(in_channels, num_classes, image_size, batch_norm, make)
+    values = (in_channels, num_classes, image_size, batch_norm, activation)
+    return _made(architectures.cryptonets, pretrained, values, size_step=1, smallest=8)
 
 
 def tenseal_net(
@@ -144,10 +155,8 @@ def tenseal_net(
 
     Arguments, shapes and errors are those of :func:`lenet`, except that ``image_size`` is any of 8..512.
     """
-    make = _check_arguments(in_channels, num_classes, image_size, batch_norm, activation, size_step=1, smallest=8)
-    if pretrained is not None:
-        return _pretrained("tenseal_net", pretrained, (in_channels, num_classes, image_size, batch_norm, activation))
-    return architectures.tenseal_net(in_channels, num_classes, image_size, batch_norm, make)
+    values = (in_channels, num_classes, image_size, batch_norm, activation)
+    return _made(architectures.tenseal_net, pretrained, values, size_step=1, smallest=8)
 
 
 def resnet_tiny(
@@ -163,10 +172,8 @@ def resnet_tiny(
 
     Arguments, shapes and errors are those of :func:`lenet`, except that ``image_size`` is a multiple of 8.
     """
-    make = _check_arguments(in_channels, num_classes, image_size, batch_norm, activation, size_step=8)
-    if pretrained is not None:
-        return _pretrained("resnet_tiny", pretrained, (in_channels, num_classes, image_size, batch_norm, activation))
-    return architectures.resnet_tiny(in_channels, num_classes, image_size, batch_norm, make)
+    values = (in_channels, num_classes, image_size, batch_norm, activation)
+    return _made(architectures.resnet_tiny, pretrained, values, size_step=8)
 
 
 def resnet7(
@@ -186,10 +193,8 @@ def resnet7(
 
     Arguments, shapes and errors are those of :func:`lenet`, except that ``image_size`` is a multiple of 8.
     """
-    make = _check_arguments(in_channels, num_classes, image_size, batch_norm, activation, size_step=8)
-    if pretrained is not None:
-        return _pretrained("resnet7", pretrained, (in_channels, num_classes, image_size, batch_norm, activation))
-    return architectures.resnet7(in_channels, num_classes, image_size, batch_norm, make)
+    values = (in_channels, num_classes, image_size, batch_norm, activation)
+    return _made(architectures.resnet7, pretrained, values, size_step=8)
 
 
 #: Every architecture that ``mcfhe train --arch`` and :func:`load` know, by name.

@@ -55,6 +55,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     generator = np.random.default_rng(0)
     for path in files.images:
         Image.fromarray(generator.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)).save(path)
+    assert command("compile", files.model, "-o", files.program, "--spec", files.spec, "--scheme", "lattice") == 0
+    assert command("keygen", files.spec, "-o", files.key) == 0
+    assert command("encrypt", *files.images, "--key", files.key, "-o", files.request, "--quiet") == 0
     return files
 
 
@@ -65,7 +68,7 @@ def command(*arguments: object) -> int:
 def test_flow(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("compile", files.model, "-o", files.program, "--spec", files.spec, "--scheme", "lattice") == 0
     assert "ring degree" in capsys.readouterr().out
-    assert command("keygen", files.spec, "-o", files.key, "--json") == 0
+    assert command("keygen", files.spec, "-o", files.key, "--force", "--json") == 0
     key = json.loads(capsys.readouterr().out)
     assert key["degree"] >= 4096
     assert files.key.stat().st_mode & 0o777 == 0o600
