@@ -19,7 +19,7 @@ from mcfhe.graph.plain import PlainScores, evaluate_plain
 from mcfhe.graph.report import summarise
 from mcfhe.graph.settings import Settings, whole
 from mcfhe.graph.steps import IntegerProgram
-from mcfhe.graph.storage import Scales, decode_graph, encode_graph, identity
+from mcfhe.graph.storage import KIND, Scales, StoredProgram, decode_graph, encode_graph, identity
 from mcfhe.modular.constants import rounding_notes
 from mcfhe.modular.params import MAX_LIMBS
 from mcfhe.modular.plan import constants_of, input_intervals, input_orders, lower, max_noise, quantise
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Program", "load_program"]
 
-_KIND = "program"
 _VERSION = 2  # of the content with a scale for every layer; by the letter it has no version field and is the first
 _MAX_HEADER = 1 << 22
 _MAX_FILE = 1 << 32
@@ -50,7 +49,7 @@ def load_program(path: str | os.PathLike[str]) -> Any:
         raise type(error)(f"{os.fspath(path)}: {error}") from None
 
 
-class Program:
+class Program(StoredProgram):
     """A network as exact integer arithmetic. Immutable; two programs are equal when their ids are.
 
     Attributes:
@@ -197,18 +196,10 @@ class Program:
         amplification = self.settings.amplification
         return evaluate_plain(self.integer_program("hardened"), plain * amplification, amplification)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the program as one safetensors file; on any failure the file that was there before stays."""
-        container.write_file(path, self.to_bytes())
-
-    def to_bytes(self) -> bytes:
-        """The content of the file."""
-        return container.pack(_KIND, self._tensors, {"program_id": self.program_id, "program": self._body})
-
     @staticmethod
     def from_bytes(data: bytes) -> Any:
         """The inverse of :meth:`to_bytes`, and that of a lattice program; FormatError for anything else."""
-        content = container.unpack(data, _KIND, _TENSORS, ("program_id", "program"), max_header=_MAX_HEADER)
+        content = container.unpack(data, KIND, _TENSORS, ("program_id", "program"), max_header=_MAX_HEADER)
         try:
             body = json.loads(content.metadata["program"])
         except (ValueError, RecursionError):
@@ -231,12 +222,6 @@ class Program:
         if program.program_id != content.metadata["program_id"]:
             raise FormatError("program: field 'program_id' is not that of the content; save the program again")
         return program
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Program) and self.program_id == other.program_id
-
-    def __hash__(self) -> int:
-        return hash(self.program_id)
 
     def __repr__(self) -> str:
         return (

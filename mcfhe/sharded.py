@@ -132,8 +132,7 @@ class ShardedServer:
     def __init__(self, program: Program, workers: Sequence[Worker], deadline_s: float = DEADLINE_S) -> None:
         if not workers or not deadline_s > 0:
             raise ParameterError("workers: one or more expected, and a positive deadline")
-        if program.scheme != "modular":  # rescaling and key switching read all limbs of a ciphertext at once
-            raise ParameterError(f"the {program.scheme} scheme runs on one device; its limbs do not go apart")
+        require_shards(program)
         self.program = program
         self.dropped = 0
         self.retried = 0
@@ -278,5 +277,4 @@ def local_evaluator(program: Program, device: str = "cpu", deadline_s: float = D
     if len(devices) == 1:
         server: Evaluator = Server(program, devices[0])
         return server
-    require_shards(program)
     return ShardedServer(program, [LocalWorker(program, name) for name in devices], deadline_s)

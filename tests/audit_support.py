@@ -84,4 +84,17 @@ class Case:
         return finding.outcome == "recovered" and sorted(finding.images) == list(range(len(self.images)))
 
     def all_positions(self, finding: Finding) -> bool:
-        return tuple(finding.positions) == self.client.secret_key.positions
+        """Every position that the request tells is found.
+
+        With residues of few bits a decoy may hold what the true lane holds in every image, 63 / b**2 a limb for 64
+        lanes and two images of the patent profile. No one could tell such lanes apart, and an attack must claim none.
+        """
+        return list(finding.positions) == [
+            position if self._tells(limb, position) else None
+            for limb, position in enumerate(self.client.secret_key.positions)
+        ]
+
+    def _tells(self, limb: int, position: int) -> bool:
+        lanes = self.view().ciphertext[limb].swapaxes(0, 1)
+        same: np.ndarray = (lanes == lanes[position]).all(axis=(1, 2))
+        return int(same.sum()) == 1

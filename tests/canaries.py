@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from urllib.parse import quote_from_bytes
 
 import numpy as np
+import pytest
+
+from mcfhe.cli import run
 
 WINDOW = 5  # positions in a row: chance finds them elsewhere once in lanes**5
 _TYPES = ("u1", "<i2", ">i2", "<i4", ">i4", "<i8", ">i8", "<f4", ">f4", "<f8", ">f8")
@@ -92,3 +95,20 @@ class Canaries:
             if numbers or any(form in data for form in forms_of_bytes(secret)):
                 found.add(name)
         return found
+
+
+class Watch:
+    """Runs commands in this process and keeps all they print and log."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+        self.capfd, self.caplog, self.text = capfd, caplog, ""
+
+    def run(self, *arguments: object, code: int = 0) -> str:
+        """What a command that must end with ``code`` printed on both streams."""
+        before = len(self.caplog.text)
+        self.capfd.readouterr()
+        found = run([str(argument) for argument in arguments])
+        captured = self.capfd.readouterr()
+        self.text += captured.out + captured.err + self.caplog.text[before:]
+        assert found == code, captured.err
+        return captured.out + captured.err

@@ -19,10 +19,9 @@ import pytest
 import torch
 
 import mcfhe
-from mcfhe.cli import run
 from mcfhe.modular.keys import SecretKey
 from mcfhe.wire import Request, Response
-from tests.canaries import Canaries, Numbers
+from tests.canaries import Canaries, Numbers, Watch
 from tests.modular_support import LinearServer, random_images
 from tests.test_cli import save_model
 
@@ -33,22 +32,6 @@ LANES = 100
 SECRET_MODULES = ("client.py", "keyfile.py", "wiping.py", "container.py", "wire.py", *(f"modular/{n}.py" for n in (
     "csprng", "decrypt", "encrypt", "evaluation_key", "keys", "params"
 )))  # fmt: skip
-
-
-class Watch:
-    """Runs commands and keeps all they print and log."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-        self.capfd, self.caplog, self.text = capfd, caplog, ""
-
-    def run(self, *arguments: object, code: int = 0) -> str:
-        before = len(self.caplog.text)
-        self.capfd.readouterr()
-        found = run([str(a) for a in arguments])
-        captured = self.capfd.readouterr()
-        self.text += captured.out + captured.err + self.caplog.text[before:]
-        assert found == code, captured.err
-        return captured.out
 
 
 def test_nothing_secret_is_written_but_in_the_key_file(

@@ -10,18 +10,21 @@ bounds follow from those.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mcfhe import container
 from mcfhe.errors import FormatError, ParameterError
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Input, Linear, Node, Poly
 
 #: One scale for all layers, or one for every layer that pays one.
 Scales = int | Mapping[str, int]
 
+KIND = "program"  # of the container
 MAX_NODES = 1 << 12
 _WIDTHS = (1, 2, 4, 8)
 _INT_LIMIT = 1 << 53  # a float64 holds every integer below
@@ -54,6 +57,32 @@ _LAYOUTS = {
     "concat": _Layout(Concat),
     "flatten": _Layout(Flatten),
 }
+
+
+class StoredProgram:
+    """What programs of all schemes have as files. Equal when their ids are.
+
+    Attributes:
+        program_id: :func:`identity` of the content.
+    """
+
+    program_id: str
+    _body: str
+    _tensors: dict[str, np.ndarray]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the program as one safetensors file; on any failure the file that was there before stays."""
+        container.write_file(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file."""
+        return container.pack(KIND, self._tensors, {"program_id": self.program_id, "program": self._body})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, type(self)) and self.program_id == other.program_id
+
+    def __hash__(self) -> int:
+        return hash(self.program_id)
 
 
 def identity(body: str, tensors: Mapping[str, np.ndarray]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from fractions import Fraction
 from functools import cached_property
 from math import log2
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcfhe import container
 from mcfhe.errors import FormatError, ParameterError
 from mcfhe.graph.certificate import Certificate, certify
 from mcfhe.graph.intervals import Intervals
@@ -22,7 +20,7 @@ from mcfhe.graph.order import Order
 from mcfhe.graph.plain import PlainScores, evaluate_plain
 from mcfhe.graph.settings import Settings
 from mcfhe.graph.steps import IntegerProgram
-from mcfhe.graph.storage import decode_graph, encode_graph, identity
+from mcfhe.graph.storage import StoredProgram, decode_graph, encode_graph, identity
 from mcfhe.lattice.lower import Placement, lower_lattice
 from mcfhe.lattice.plan import Plan, make_plan
 from mcfhe.lattice.report import summarise
@@ -33,13 +31,12 @@ from mcfhe.lattice.spec import LatticeSpec
 from mcfhe.modular.encrypt import check_images
 from mcfhe.modular.plan import lower, quantise
 
-KIND = "program"
 SCHEME = "lattice"
 _VERSION = 3  # of the content; 1 and 2 are the modular scheme's
 _SLACK = 1.5  # bits by which a plan may miss its margin: its primes are no powers of two
 
 
-class LatticeProgram:
+class LatticeProgram(StoredProgram):
     """A network over RNS-CKKS ciphertexts. Immutable; two programs are equal when their ids are.
 
     Attributes:
@@ -191,14 +188,6 @@ class LatticeProgram:
         """A table of the layers (level, scale, bits, room), what a request weighs and what an empty slot wastes."""
         return summarise(self)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the program as one safetensors file; on any failure the file that was there before stays."""
-        container.write_file(path, self.to_bytes())
-
-    def to_bytes(self) -> bytes:
-        """The content of the file."""
-        return container.pack(KIND, self._tensors, {"program_id": self.program_id, "program": self._body})
-
     @staticmethod
     def from_content(body: dict[str, Any], tensors: dict[str, np.ndarray], program_id: str) -> LatticeProgram:
         """From what a program file holds; FormatError names what is wrong."""
@@ -216,12 +205,6 @@ class LatticeProgram:
         if program.program_id != program_id:
             raise FormatError("program: field 'program_id' is not that of the content; save the program again")
         return program
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, LatticeProgram) and self.program_id == other.program_id
-
-    def __hash__(self) -> int:
-        return hash(self.program_id)
 
     def __repr__(self) -> str:
         return (

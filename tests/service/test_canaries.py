@@ -19,32 +19,15 @@ import pytest
 from PIL import Image
 
 import mcfhe
-from mcfhe.cli import run
 from mcfhe.modular import decrypt
 from mcfhe.server import Server
-from tests.canaries import Canaries, Numbers
+from tests.canaries import Canaries, Numbers, Watch
 from tests.service.network import Proxy
 from tests.service.support import BINARY, EVALUATE, PROGRAM, Live, encrypt, images, new_client
 
 PROGRAM_FILE = Path(__file__).parent.parent / "vectors" / "program.mcfhe"
 LANES = 251
 TOKEN = "token-" + secrets.token_hex(16)
-
-
-class Cli:
-    """Runs commands in this process and keeps all they print and log."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-        self.capfd, self.caplog, self.text = capfd, caplog, ""
-
-    def __call__(self, *arguments: object, code: int = 0) -> str:
-        before = len(self.caplog.text)
-        self.capfd.readouterr()
-        found = run([str(argument) for argument in arguments])
-        captured = self.capfd.readouterr()
-        self.text += captured.out + captured.err + self.caplog.text[before:]
-        assert found == code, captured.err
-        return captured.out + captured.err
 
 
 @pytest.fixture
@@ -101,27 +84,27 @@ def test_nothing_secret_is_written_or_sent(
     (inputs / "spec.json").write_text(PROGRAM.client_spec().to_json())
     Image.fromarray(images(1)[0, 0]).save(inputs / "image.png")
     protected = ("--passphrase-file", inputs / "phrase")
-    cli = Cli(capfd, caplog)
+    watch = Watch(capfd, caplog)
     answers = b""
     with Proxy(int(url.rpartition(":")[2])) as proxy:
         for name, profile in (("key", "hardened"), ("letter", "patent")):
-            cli(
+            watch.run(
                 *("keygen", inputs / "spec.json", "--out", name, "--lanes", LANES, "--redundancy", 12, "--json"),
                 *("--profile", profile, "--user-key-file", inputs / "user.key", *protected),
             )
         asked = ("classify", inputs / "image.png", "--server", proxy.url, "--retries", 0)
         for name in ("key", "letter"):
-            cli(*asked, "--key", name, *protected, "--json")
-            cli(*asked, "--key", name, *protected)
+            watch.run(*asked, "--key", name, *protected, "--json")
+            watch.run(*asked, "--key", name, *protected)
 
         # Failures of the client: phrase, token, an answer that does not decrypt, a bug in the middle of the key's use.
-        cli(*asked, "--key", "key", "--passphrase-file", inputs / "wrong", code=1)
+        watch.run(*asked, "--key", "key", "--passphrase-file", inputs / "wrong", code=1)
         with monkeypatch.context() as patch:
             patch.setenv("MCFHE_TOKEN", "wrong" * 8)
-            assert "no valid token" in cli(*asked, "--key", "key", *protected, code=1)
+            assert "no valid token" in watch.run(*asked, "--key", "key", *protected, code=1)
         with monkeypatch.context() as patch:
             patch.setattr(decrypt, "correct", fails)
-            assert "Traceback" in cli(*asked, "--key", "key", *protected, code=1)
+            assert "Traceback" in watch.run(*asked, "--key", "key", *protected, code=1)
         keys = {name: mcfhe.Client.load(name, phrase) for name in ("key", "letter")}
         with httpx.Client(base_url=proxy.url, headers={**BINARY, "authorization": f"Bearer {TOKEN}"}) as http:
             # Failures of the server: damaged messages, wrong routes.
@@ -131,7 +114,7 @@ def test_nothing_secret_is_written_or_sent(
             for path in ("/metrics", "/openapi.json", "/healthz", "/readyz", "/v1/programs", "/v1/nothing"):
                 answers += http.get(path).content
     nobody = ("--server", "http://127.0.0.1:9", "--retries", 0)  # the discard port
-    cli("classify", inputs / "image.png", *nobody, "--key", "key", *protected, code=1)
+    watch.run("classify", inputs / "image.png", *nobody, "--key", "key", *protected, code=1)
     assert {path.name for path in work.iterdir()} == {"key", "letter"}
 
     positions = {name: client.secret_key.positions for name, client in keys.items()}
@@ -139,9 +122,11 @@ def test_nothing_secret_is_written_or_sent(
     assert b"mcfhe_requests" in answers
     assert b'"event": "request"' in (folder / "stderr").read_bytes()
     written = {path.name: path.read_bytes() for parent in (folder, work) for path in parent.iterdir()}
-    for name, data in (written | {"client": cli.text.encode(), "network": bytes(proxy.sent + proxy.answered)}).items():
+    for name, data in (
+        written | {"client": watch.text.encode(), "network": bytes(proxy.sent + proxy.answered)}
+    ).items():
         assert not canaries.found_in(data), name
-    assert TOKEN.encode() not in b"".join(written.values()) + cli.text.encode()
+    assert TOKEN.encode() not in b"".join(written.values()) + watch.text.encode()
     # The net has no holes: a key file without a phrase, and a message that should never be, are found.
     keys["key"].save(tmp_path / "open")
     assert "key" in canaries.found_in((tmp_path / "open").read_bytes())
