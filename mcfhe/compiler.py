@@ -28,7 +28,7 @@ from mcfhe.modular.constants import (
 from mcfhe.program import Program
 from mcfhe.search import Calibration, Search
 from mcfhe.shortfall import require_some_basis
-from mcfhe.spec import PROFILES
+from mcfhe.spec import DEFAULT_PROFILE, PROFILES
 
 __all__ = ["compile"]
 
@@ -57,7 +57,7 @@ def compile(
     precision_bits: int = 12,
     degree: int | None = None,
     bounds: str = "interval",
-    profile: str = "patent",
+    profile: str = DEFAULT_PROFILE,
 ) -> Any:
     """A trained module as a program on encrypted images: a :class:`mcfhe.Program`, or a
     :class:`mcfhe.lattice.program.LatticeProgram` for ``scheme="lattice"``.

@@ -23,7 +23,7 @@ from mcfhe.graph.storage import KIND, Scales, StoredProgram, decode_graph, encod
 from mcfhe.modular.constants import rounding_notes
 from mcfhe.modular.params import MAX_LIMBS
 from mcfhe.modular.plan import constants_of, input_intervals, input_orders, lower, max_noise, quantise
-from mcfhe.spec import PROFILES, ClientSpec, ProfileSpec
+from mcfhe.spec import DEFAULT_PROFILE, PROFILES, ClientSpec, ProfileSpec
 
 if TYPE_CHECKING:
     from mcfhe.cost import CostCard
@@ -142,7 +142,7 @@ class Program(StoredProgram):
             profiles=profiles,
         )
 
-    def summary(self, profile: str = "patent", lanes: int = 4) -> str:
+    def summary(self, profile: str = DEFAULT_PROFILE, lanes: int = 4) -> str:
         """A table of the layers (order, scale, bits, headroom, alignment) in one profile, and the cost of both."""
         _ = self.integer_program(profile)  # refuses an unknown one
         if whole("lanes", lanes) < 1:
@@ -160,7 +160,13 @@ class Program(StoredProgram):
         )
 
     def cost(
-        self, profile: str = "patent", lanes: int = 4, images: int = 1, device: str = "cpu", *, timed: bool = True
+        self,
+        profile: str = DEFAULT_PROFILE,
+        lanes: int = 4,
+        images: int = 1,
+        device: str = "cpu",
+        *,
+        timed: bool = True,
     ) -> CostCard:
         """What ``images`` images encrypted together will cost, before any is; ``str`` of it is the cost card.
 

@@ -34,6 +34,7 @@ from mcfhe.graph.report import limbs_needed
 from mcfhe.graph.settings import Settings
 from mcfhe.modular.constants import branch_bits, relative_bits, scaled_constants, without_common_factors
 from mcfhe.program import Program
+from mcfhe.spec import DEFAULT_PROFILE
 
 #: The scale of the input among the scales of layers, none of which has an empty name.
 INPUT = ""
@@ -170,7 +171,7 @@ class Search:
         calibration: Calibration,
         fixed: Mapping[str, int],
         report: Report = lambda line: None,
-        profile: str = "patent",
+        profile: str = DEFAULT_PROFILE,
     ) -> None:
         self.graph = graph
         self.settings = settings

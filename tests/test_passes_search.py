@@ -15,6 +15,7 @@ from mcfhe.errors import ParameterError
 from mcfhe.graph.report import limbs_needed
 from mcfhe.program import Program
 from mcfhe.search import SearchResult
+from mcfhe.spec import DEFAULT_PROFILE, PROFILES
 from tests.graph_support import one_thread  # noqa: F401 - a fixture
 
 IMAGES = np.random.default_rng(3).integers(0, 256, (120, 1, 8, 8), np.uint8)
@@ -54,7 +55,7 @@ def test_what_is_found_agrees(program: Program) -> None:
     assert result.chosen.images == len(IMAGES)
     assert program.settings.weight_bits == result.chosen.weight_bits
     assert program.settings.scale_bits == result.chosen.input_bits
-    assert program.certificate("patent").required_bits == result.chosen.required_bits
+    assert program.certificate(DEFAULT_PROFILE).required_bits == result.chosen.required_bits
 
 
 def test_nothing_cheaper_agreed(program: Program) -> None:
@@ -65,7 +66,7 @@ def test_nothing_cheaper_agreed(program: Program) -> None:
     assert result.letter.accepted
     assert 4 * result.chosen.limbs <= 3 * result.letter.limbs
     assert program.settings.letter is not None
-    assert program.settings.letter.required_bits[0] == result.letter.required_bits
+    assert program.settings.letter.required_bits[PROFILES.index(DEFAULT_PROFILE)] == result.letter.required_bits
 
 
 def test_trials_differ_and_some_fail(program: Program) -> None:

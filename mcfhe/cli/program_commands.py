@@ -9,6 +9,7 @@ import click
 
 from mcfhe.cli.common import data_option, json_option, out_option, print_json, quiet_option, stdout
 from mcfhe.errors import ParameterError
+from mcfhe.spec import DEFAULT_PROFILE, PROFILES
 
 PRETRAINED_SEPARATOR = ":"
 
@@ -142,7 +143,13 @@ def train(
 @click.option("--precision-bits", default=12, show_default=True, help="lattice: noise stays below 2^-bits of a unit.")
 @click.option("--degree", type=int, help="lattice: ring degree; by default the least that is wide enough.")
 @click.option("--bounds", default="interval", show_default=True, help="interval, or quadratic: tighter, slower.")
-@click.option("--profile", default="patent", show_default=True, help="For auto: patent or hardened, to count limbs in.")
+@click.option(
+    "--profile",
+    default=DEFAULT_PROFILE,
+    show_default=True,
+    type=click.Choice(PROFILES),
+    help="For auto: whose limbs are counted.",
+)
 @json_option
 def compile_(
     model: str,
