@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mcfhe.cli.common import (
-    data_option,
     json_option,
-    load_images,
     megabytes,
     out_option,
     passphrase,
@@ -23,6 +21,7 @@ from mcfhe.cli.common import (
     security_line,
     stdout,
 )
+from mcfhe.cli.images import ImageSource, image_options
 from mcfhe.errors import FormatError, ParameterError
 from mcfhe.spec import DEFAULT_PROFILE, ClientSpec
 from mcfhe.wording import LATTICE_LINE, SECURITY_LINE
@@ -114,22 +113,16 @@ def _print_lattice_key(client: LatticeClient, out: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
+@image_options
 @key_option
 @out_option("request")
-@click.option("--dataset", help="Test images of a data set instead of files.")
-@data_option
-@click.option("--count", type=click.IntRange(min=1), help="Only the first so many images.")
 @passphrase_option
 @quiet_option
 @json_option
 def encrypt(
-    images: tuple[Path, ...],
+    source: ImageSource,
     key: Path,
     out: Path,
-    dataset: str | None,
-    data: Path | None,
-    count: int | None,
     passphrase_file: Path | None,
     quiet: bool,
     as_json: bool,
@@ -143,16 +136,16 @@ def encrypt(
     with Client.load(key, passphrase(passphrase_file)) as client:
         lattice = client.spec.scheme == "lattice"
         security_line(quiet, LATTICE_LINE if lattice else SECURITY_LINE)
-        pixels, names, labels = load_images(images, dataset, data, count, client.spec.input_shape)
+        images = source.load(client.spec.input_shape)
         with progress_bar("encrypt", quiet or as_json) as update:
-            request = client.encrypt(pixels, progress=update) if lattice else client.encrypt(pixels)
+            request = client.encrypt(images.pixels, progress=update) if lattice else client.encrypt(images.pixels)
     request.save(out)
     size = out.stat().st_size
     if as_json:
-        body = {"out": str(out), "images": names, "request_id": request.request_id, "bytes": size}
-        print_json(body | ({} if labels is None else {"labels": [client.spec.labels[i] for i in labels]}))
+        body = {"out": str(out), "images": images.names, "request_id": request.request_id, "bytes": size}
+        print_json(body | ({} if images.labels is None else {"labels": [client.spec.labels[i] for i in images.labels]}))
     else:
-        stdout.print(f"{out}: {len(names)} images, {megabytes(size)}", markup=False)
+        stdout.print(f"{out}: {len(images.names)} images, {megabytes(size)}", markup=False)
 
 
 @click.command()

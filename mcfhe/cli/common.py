@@ -1,20 +1,19 @@
-"""What every command shares: output for people or as one JSON object, errors, progress, pass-phrases, images."""
+"""What every command shares: output for people or as one JSON object, errors, progress, pass-phrases."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from mcfhe.errors import ImageError, McfheError, ParameterError
+from mcfhe.errors import McfheError, ParameterError
 from mcfhe.wording import SECURITY_LINE
 
 PASSPHRASE_VARIABLE = "MCFHE_PASSPHRASE"
@@ -91,33 +90,6 @@ def passphrase(path: Path | None) -> str | None:
     if not lines or not lines[0]:
         raise ParameterError(f"--passphrase-file {path}: its first line is empty")
     return lines[0]
-
-
-def load_images(
-    paths: Sequence[Path], dataset: str | None, data: Path | None, count: int | None, shape: tuple[int, int, int]
-) -> tuple[np.ndarray, list[str], list[int] | None]:
-    """uint8 images [n, C, H, W] with their names, and labels where a data set has them."""
-    from mcfhe import datasets
-
-    if bool(paths) == bool(dataset):
-        raise ParameterError("images: give image files or --dataset, one of the two")
-    if dataset:
-        loaded = datasets.load(dataset, "test", data, limit=count)
-        names = [f"{loaded.name}[{i}]" for i in range(len(loaded))]
-        images, labels = np.asarray(loaded.images), [int(v) for v in loaded.labels]
-    else:
-        names, labels = [str(path) for path in paths[:count]], None
-        read = [datasets.read_image(path) for path in paths[:count]]
-        for name, image in zip(names, read, strict=True):
-            if tuple(image.shape) != shape:
-                raise ImageError(
-                    f"{name}: image of shape {list(image.shape)}, this program takes {list(shape)}; "
-                    "resize or convert it"
-                )
-        images = np.stack(read)
-    if tuple(images.shape[1:]) != shape:
-        raise ImageError(f"images of shape {list(images.shape[1:])}, this program takes {list(shape)}")
-    return images, names, labels
 
 
 def refuse_overwrite(path: Path, force: bool) -> None:

@@ -12,9 +12,7 @@ import click
 
 from mcfhe.cli.client_commands import key_option
 from mcfhe.cli.common import (
-    data_option,
     json_option,
-    load_images,
     passphrase,
     passphrase_option,
     print_json,
@@ -23,6 +21,7 @@ from mcfhe.cli.common import (
     security_line,
     stdout,
 )
+from mcfhe.cli.images import ImageSource, image_options
 from mcfhe.errors import McfheError, ParameterError
 from mcfhe.wording import LATTICE_LINE, SECURITY_LINE
 
@@ -139,7 +138,7 @@ def serve(
 
 
 @click.command()
-@click.argument("images", nargs=-1, type=_FILE)
+@image_options
 @click.option("--server", "url", required=True, help="http://HOST:PORT or https://HOST:PORT.")
 @key_option
 @click.option(
@@ -149,14 +148,11 @@ def serve(
 @click.option("--timeout", default=90.0, show_default=True, help="Longest silence of the server, seconds.")
 @click.option("--retries", default=6, show_default=True, type=click.IntRange(0), help="Further attempts a request.")
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(1), help="Images in one request.")
-@click.option("--dataset", help="Test images of a data set instead of files.")
-@data_option
-@click.option("--count", type=click.IntRange(min=1), help="Only the first so many images.")
 @passphrase_option
 @quiet_option
 @json_option
 def classify(
-    images: tuple[Path, ...],
+    source: ImageSource,
     url: str,
     key: Path,
     token_file: Path | None,
@@ -164,9 +160,6 @@ def classify(
     timeout: float,
     retries: int,
     batch: int,
-    dataset: str | None,
-    data: Path | None,
-    count: int | None,
     passphrase_file: Path | None,
     quiet: bool,
     as_json: bool,
@@ -187,7 +180,8 @@ def classify(
     ):
         lattice = client.spec.scheme == "lattice"
         security_line(quiet, LATTICE_LINE if lattice else SECURITY_LINE)
-        pixels, names, _ = load_images(images, dataset, data, count, client.spec.input_shape)
+        images = source.load(client.spec.input_shape)
+        pixels = images.pixels
         batch = client.spec.slots if lattice else batch  # a ciphertext costs the same however full it is
         for start in range(0, len(pixels), batch):
             part = pixels[start : start + batch]
@@ -201,9 +195,9 @@ def classify(
                 labels.append(client.spec.labels[int(row.argmax())])
                 scores.append([float(v) for v in row])
     if as_json:
-        print_json({"images": names, "labels": labels, "scores": scores, "names": list(client.spec.labels)})
+        print_json({"images": images.names, "labels": labels, "scores": scores, "names": list(client.spec.labels)})
         return
-    for name, label, row_scores in zip(names, labels, scores, strict=True):
+    for name, label, row_scores in zip(images.names, labels, scores, strict=True):
         stdout.print(f"{name}  {label} {max(row_scores):.4f}", markup=False)
 
 
