@@ -151,14 +151,17 @@ def table(report: dict[str, Any]) -> list[str]:
         f"{report['device']}, driver {report['driver']}, torch {report['torch']}, CUDA {report['cuda']}",
         f"copy {report['ceilings']['copy_bytes_per_second'] / 1e12:.2f} TB/s; multiply-adds a second: "
         + ", ".join(f"{unit} {rate / 1e12:.2f} T" for unit, rate in products.items()),
-        f"{'kernel':34} {'path':20} {'ms':>9} {'of floor':>9} {'x naive':>8} {'x cuBLAS':>8}",
+        f"{'kernel':34} {'path':26} {'ms':>9} {'of floor':>9} {'x naive':>8} {'x cuBLAS':>8}",
     ]
     for r in report["kernels"]:
         if "refused" in r:
-            lines.append(f"{r['name']:34} {r['path']:20} refused: {r['refused']}")
+            lines.append(f"{r['name']:34} {r['path']:26} refused: {r['refused']}")
             continue
         ratios = (f"{r[key]:8.2f}" if key in r else " " * 8 for key in ("naive_ratio", "gemm_ratio"))
-        lines.append(f"{r['name']:34} {r['path']:20} {r['median']:9.4f} {r['fraction']:9.2f} {' '.join(ratios)}")
+        line = f"{r['name']:34} {r['path']:26} {r['median']:9.4f} {r['fraction']:9.2f} {' '.join(ratios)}"
+        if "two_launches_ratio" in r:
+            line += f"  {r['two_launches_ratio']:.2f} x two launches"
+        lines.append(line.rstrip())
     lines.append(f"{'network':44} {'replay ms':>10} {'device ms':>10} {'host ms':>10} {'images/s':>10}")
     for r in report["network"]:
         replay = f"{r['replay']['median']:10.4f}" if "replay" in r else " " * 10

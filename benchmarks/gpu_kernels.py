@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_native import Native, conv_params
-from benchmarks.gpu_plan import ENTRY, PATHS, SMALL_WEIGHT_LIMIT, WEIGHT_LIMIT, ConvCase, moduli
+from benchmarks.gpu_native import Native, conv_params, pool_params
+from benchmarks.gpu_plan import ENTRY, PATHS, POOL, SMALL_WEIGHT_LIMIT, WEIGHT_LIMIT, ConvCase, moduli
 from benchmarks.gpu_timing import Ceilings, Clock, Timing
 
 Row = dict[str, Any]
@@ -79,7 +79,7 @@ def _gemm(bench: Bench, case: ConvCase) -> tuple[Timing, float]:
 
 
 def conv_rows(bench: Bench, case: ConvCase) -> Iterator[Row]:
-    """Every path of one layer without epilogue, then the package's choice with bias and square."""
+    """Every path of one layer without epilogue, then the package's choice with bias and square, then with a pool."""
     bases = moduli(case.limbs)
     md = torch.tensor(bases, device=bench.device)
     x = bench.residues(bases, *case.x_shape[1:])
@@ -132,6 +132,8 @@ def conv_rows(bench: Bench, case: ConvCase) -> Iterator[Row]:
             gemm_ratio=gemm_ms / timing.median,
         )
     yield _fused_row(bench, case, bases, md, x, y)
+    if min(case.pooled_shape) > 0:
+        yield _pooled_row(bench, case, bases, md, x, y)
 
 
 def _fused_row(bench: Bench, case: ConvCase, bases: tuple[int, ...], md: Tensor, x: Tensor, y: Tensor) -> Row:
@@ -144,6 +146,42 @@ def _fused_row(bench: Bench, case: ConvCase, bases: tuple[int, ...], md: Tensor,
     unit = max(("double", "int64"), key=bench.ceilings.products.__getitem__)
     floor = bench.ceilings.floor_ms(case.bytes_moved, case.macs, unit)
     return kernel_row(case.title, "auto, bias + square", timing, floor, macs=case.macs, bytes=case.bytes_moved)
+
+
+def _pooled_row(bench: Bench, case: ConvCase, bases: tuple[int, ...], md: Tensor, x: Tensor, y: Tensor) -> Row:
+    """Bias, square and pool in the convolution's launch, beside the same with a launch for the pool."""
+    weight, bounds = bench.weights(WEIGHT_LIMIT, *case.weight_shape)
+    bias, factor = bench.residues(bases, case.shape.out_channels), bench.residues(bases)
+    square = torch.tensor([0, 0, 1], device=bench.device).expand(case.limbs, 1, 3).contiguous()
+    params = conv_params(case.shape, case.limbs, case.stream, square)
+    pool = pool_params(case.shape, case.limbs, case.stream, POOL)
+    one, two = (torch.empty(case.pooled_shape, dtype=torch.int64, device=bench.device) for _ in range(2))
+
+    def fused() -> None:
+        bench.native.conv2d_pool(params, POOL, (x, weight, bias, square, factor, md), one, bounds)
+
+    def pair() -> None:
+        bench.native.conv2d(params, (x, weight, bias, square, md), y, bounds)
+        bench.native.sum_pool2d(pool, y, factor, md, two)
+
+    one.fill_(POISON)
+    fused()
+    pair()
+    if not torch.equal(one, two):
+        raise WrongResult(f"{case.title}: the pool in the convolution's launch differs from that in its own")
+    unit = max(("double", "int64"), key=bench.ceilings.products.__getitem__)
+    moved, macs = case.pooled_work
+    timing, apart = bench.clock.time(fused), bench.clock.time(pair)
+    return kernel_row(
+        case.title,
+        "auto, bias + square + pool",
+        timing,
+        bench.ceilings.floor_ms(moved, macs, unit),
+        macs=macs,
+        bytes=moved,
+        two_launches=apart.median,
+        two_launches_ratio=apart.median / timing.median,
+    )
 
 
 def pointwise_rows(bench: Bench, limbs: int = 8, stream: int = 4096) -> Iterator[Row]:

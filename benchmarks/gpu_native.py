@@ -32,8 +32,19 @@ FIELDS = (
 )  # fmt: skip
 
 
+# The fields of mcfhe::PoolParams.
+POOL_FIELDS = (
+    "limbs", "channels", "height", "width", "stream", "kernel_h", "kernel_w", "stride_h", "stride_w", "padding_h",
+    "padding_w", "out_h", "out_w",
+)  # fmt: skip
+
+
 class ConvParams(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int64) for name in FIELDS)
+
+
+class PoolParams(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in POOL_FIELDS)
 
 
 def conv_params(shape: ConvShape, limbs: int, stream: int, poly: Tensor | None = None) -> ConvParams:
@@ -44,6 +55,13 @@ def conv_params(shape: ConvShape, limbs: int, stream: int, poly: Tensor | None =
         limbs, shape.channels, shape.height, shape.width, stream, shape.out_channels, *shape.kernel, *shape.stride,
         *shape.padding, *shape.dilation, shape.groups, *shape.out_size, degree, row,
     )  # fmt: skip
+
+
+def pool_params(shape: ConvShape, limbs: int, stream: int, window: tuple[int, int]) -> PoolParams:
+    """Of windows side by side on the output of ``shape``."""
+    height, width = shape.out_size
+    stored = (height // window[0], width // window[1])
+    return PoolParams(limbs, shape.out_channels, height, width, stream, *window, *window, 0, 0, *stored)
 
 
 def sources() -> list[Path]:
@@ -135,6 +153,31 @@ class Native:
             _stream(),
         )
         self._check(f"conv2d, {arithmetic}, {tile}", error)
+
+    def conv2d_pool(
+        self,
+        params: ConvParams,
+        window: tuple[int, int],
+        tensors: Sequence[Tensor | None],
+        y: Tensor,
+        bounds: tuple[int, int],
+        arithmetic: str = "auto",
+        tile: str = "auto",
+    ) -> None:
+        """``tensors`` x, weight, bias, poly, factor, moduli; y [L, O, OH // h, OW // w, S]. One launch or an error."""
+        error = self.library.mcfhe_bench_conv2d_pool(
+            ctypes.byref(params),
+            *(ctypes.c_int64(number) for number in (*window, *bounds)),
+            ARITHMETIC[arithmetic],
+            TILES[tile],
+            *(_pointer(t) for t in (*tensors, y)),
+            _stream(),
+        )
+        self._check(f"conv2d with a pool, {arithmetic}, {tile}", error)
+
+    def sum_pool2d(self, params: PoolParams, x: Tensor, factor: Tensor, moduli: Tensor, y: Tensor) -> None:
+        pointers = (_pointer(t) for t in (x, factor, moduli, y))
+        self._check("sum_pool2d", self.library.mcfhe_bench_sum_pool2d(ctypes.byref(params), *pointers, _stream()))
 
     def conv2d_naive(self, params: ConvParams, x: Tensor, weight: Tensor, moduli: Tensor, y: Tensor) -> None:
         pointers = (_pointer(t) for t in (x, weight, moduli, y))

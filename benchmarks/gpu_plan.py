@@ -12,6 +12,7 @@ WEIGHT_LIMIT = 200  # |q| of the weights drawn: two int8 digits
 SMALL_WEIGHT_LIMIT = 127  # one
 DEMO_LIMBS, DEMO_LANES = 16, 4  # the shipped LeNet at its default scale, patent profile
 MODULUS_BITS = 30
+POOL = (2, 2)  # as in the demo network
 INT8_PLANES = 4  # bytes of a residue
 
 # Paths of the convolution that are timed: name -> (arithmetic, unit of its floor, int8 products a multiply-add).
@@ -63,6 +64,19 @@ class ConvCase:
     def bytes_moved(self) -> int:
         """Every input read once and every output written once."""
         return ENTRY * (prod(self.x_shape) + prod(self.weight_shape) + prod(self.y_shape))
+
+    @property
+    def pooled_shape(self) -> tuple[int, ...]:
+        """What is left of the output behind a pool of :data:`POOL`."""
+        height, width = self.shape.out_size
+        return (self.limbs, self.shape.out_channels, height // POOL[0], width // POOL[1], self.stream)
+
+    @property
+    def pooled_work(self) -> tuple[int, int]:
+        """Bytes moved and multiply-adds of the convolution with that pool in one launch."""
+        stored = prod(self.pooled_shape)
+        moved = ENTRY * (prod(self.x_shape) + prod(self.weight_shape) + stored)
+        return moved, stored * prod(POOL) * self.taps
 
     @property
     def bytes_held(self) -> int:

@@ -23,6 +23,20 @@ def gpu_table(report: dict[str, Any]) -> list[str]:
                 f"| {row['name']} | {row['path']} | {row['median']:.4f} ± {row['spread']:.4f} "
                 f"| {row['fraction']:.0%} | {row['naive_ratio']:.1f} | {row['gemm_ratio']:.2f} |"
             )
+    pooled = [row for row in report["kernels"] if "two_launches_ratio" in row]
+    if pooled:
+        lines += [
+            "",
+            "Bias, square and 2 x 2 sum pool in the convolution's launch, against a launch of its own for the pool:",
+            "",
+            "| layer | one launch, ms | of its floor | two launches, ms | ratio |",
+            "|---|---:|---:|---:|---:|",
+        ]
+    for row in pooled:
+        lines.append(
+            f"| {row['name']} | {row['median']:.4f} ± {row['spread']:.4f} | {row['fraction']:.0%} "
+            f"| {row['two_launches']:.4f} | {row['two_launches_ratio']:.2f} |"
+        )
     lines += [
         "",
         "The demo network: the CUDA graph alone, a request from and to device memory, and one from and to host memory:",

@@ -120,6 +120,34 @@ def test_conv2d_kernel(benchmark: Any, record: Record, name: str, streams: int) 
     )
 
 
+@pytest.mark.parametrize("streams", [4, 64])
+@pytest.mark.parametrize("name", LENET_CONVS)
+def test_conv2d_pool_kernel(benchmark: Any, record: Record, name: str, streams: int) -> None:
+    """The pool in the convolution's op against an op of its own."""
+    shape = LENET_CONVS[name]
+    limbs, window = 2, (2, 2)
+    moduli = torch.tensor(PRIMES_30[:limbs])
+    x = residues(limbs, shape.channels, shape.height, shape.width, streams)
+    weight = torch.randint(-64, 65, (shape.out_channels, shape.channels, *shape.kernel))
+    bias, poly, factor = residues(limbs, shape.out_channels), residues(limbs, 1, 3), residues(limbs)
+
+    def one() -> Tensor:
+        return ops.conv2d(x, weight, bias, moduli, padding=shape.padding, poly=poly, pool=window, pool_factor=factor)
+
+    def two() -> Tensor:
+        y = ops.conv2d(x, weight, bias, moduli, padding=shape.padding, poly=poly)
+        return ops.sum_pool2d(y, moduli, kernel=window, factor=factor)
+
+    ours, theirs = interleaved(one, two, REPEATS)
+    benchmark.pedantic(one, rounds=REPEATS)
+    record(
+        f"conv2d {name}, S = {streams}, bias + quadratic + pool",
+        ours,
+        [a / b for a, b in zip(ours, theirs, strict=True)],
+        "conv2d, then sum_pool2d",
+    )
+
+
 @pytest.mark.parametrize("name", LENET_LINEARS)
 def test_linear_kernel(benchmark: Any, record: Record, name: str) -> None:
     features, outputs = LENET_LINEARS[name]

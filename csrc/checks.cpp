@@ -30,6 +30,13 @@ void check_pair(const char* op, const char* name, const IntList& values, int64_t
   }
 }
 
+// Height and width of a pool.
+void check_window(const char* op, const char* name, const IntList& window) {
+  check_pair(op, name, window, 1, kMaxModulus);
+  STD_TORCH_CHECK(window[0] < kMaxWindow && window[1] < kMaxWindow && window[0] * window[1] < kMaxWindow,
+                  place(op, name), " = ", list_string(window), " covers 2^20 entries or more");
+}
+
 void check_dim(const char* op, const char* name, const Tensor& t, int64_t dim, const char* layout) {
   STD_TORCH_CHECK(t.dim() == dim, place(op, name), " has shape ", shape_string(t), " but must be ", layout);
 }
@@ -154,6 +161,18 @@ ConvParams conv2d_params(const char* op, const Tensor& x, const Tensor& weight, 
   return p;
 }
 
+std::optional<PoolWindow> conv_pool_window(const char* op, const Tensor& x, const ConvParams& p,
+                                           const std::optional<IntList>& pool, const std::optional<Tensor>& factor) {
+  STD_TORCH_CHECK(pool.has_value() || !factor.has_value(), place(op, "pool_factor"),
+                  " is given but there is no pool; pass pool = [height, width] or no factor");
+  if (!pool.has_value()) return std::nullopt;
+  check_window(op, "pool", *pool);
+  window_outputs(op, "pool height", p.out_h, (*pool)[0], (*pool)[0], 0, 1);
+  window_outputs(op, "pool width", p.out_w, (*pool)[1], (*pool)[1], 0, 1);
+  check_factor(op, "pool_factor", factor, x);
+  return PoolWindow{(*pool)[0], (*pool)[1]};
+}
+
 ConvParams linear_params(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                          const std::optional<Tensor>& poly, const Tensor& moduli) {
   check_int64(op, "x", x);
@@ -178,11 +197,9 @@ PoolParams pool2d_params(const char* op, const Tensor& x, const std::optional<Te
                          const IntList& kernel, const IntList& stride, const IntList& padding) {
   check_int64(op, "x", x);
   check_dim(op, "x", x, 5, "[limbs, channels, height, width, stream]");
-  check_pair(op, "kernel", kernel, 1, kMaxModulus);
+  check_window(op, "kernel", kernel);
   check_pair(op, "stride", stride, 1, kMaxModulus);
   check_pair(op, "padding", padding, 0, kMaxModulus);
-  STD_TORCH_CHECK(kernel[0] < kMaxWindow && kernel[1] < kMaxWindow && kernel[0] * kernel[1] < kMaxWindow,
-                  place(op, "kernel"), " = ", list_string(kernel), " covers 2^20 entries or more");
   for (size_t i = 0; i < 2; ++i) {
     STD_TORCH_CHECK(2 * padding[i] <= kernel[i], place(op, "padding"), " = ", list_string(padding),
                     " must be at most half the kernel ", list_string(kernel));

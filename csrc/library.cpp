@@ -5,7 +5,7 @@
 STABLE_TORCH_LIBRARY(mcfhe, m) {
   m.def(
       "conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? poly, Tensor moduli, int[2] stride, int[2] padding, "
-      "int[2] dilation, int groups, int[]? weight_bounds=None) -> Tensor");
+      "int[2] dilation, int groups, int[]? weight_bounds=None, int[]? pool=None, Tensor? pool_factor=None) -> Tensor");
   m.def(
       "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? poly, Tensor moduli, int[]? weight_bounds=None) -> "
       "Tensor");

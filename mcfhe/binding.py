@@ -68,8 +68,9 @@ def _constants(item: Item, moduli: Sequence[int]) -> dict[str, Tensor]:
         if isinstance(poly, PolyStep) or any(row != (0, 0, 1) for row in poly.coefficients):
             flat = [c for row in poly.coefficients for c in row]
             out["poly"] = _residues(flat, moduli).reshape(len(moduli), rows, width)
-    if isinstance(step, PoolStep) and step.factor != 1:
-        out["factor"] = _residues([step.factor], moduli)[:, 0]
+    pool = step if isinstance(step, PoolStep) else item.pool
+    if pool is not None and pool.factor != 1:
+        out["factor"] = _residues([pool.factor], moduli)[:, 0]
     if isinstance(step, (AddStep, ConcatStep)):
         for i, factor in enumerate(step.factors):
             if factor != 1:

@@ -283,9 +283,9 @@ class Engine:
         if isinstance(step, (Conv2dStep, LinearStep)):
             bias = constants.get("bias")
             if self._ring is None:
-                return self._weighted(index, step, x, moduli, bias, constants.get("poly"))
+                return self._weighted(index, item, x, moduli, bias, constants.get("poly"), constants.get("factor"))
             # In a ciphertext a constant belongs to the first component alone.
-            y = self._weighted(index, step, x, moduli, None, None)
+            y = self._weighted(index, item, x, moduli)
             if item.poly is not None:
                 return ops.tensor_square(y, moduli, shift=bias, coefficients=constants.get("poly"), validate=False)
             if bias is None:
@@ -324,14 +324,16 @@ class Engine:
     def _weighted(
         self,
         index: int,
-        step: Conv2dStep | LinearStep,
+        item: Item,
         x: Tensor,
         moduli: Tensor,
-        bias: Tensor | None,
-        poly: Tensor | None,
+        bias: Tensor | None = None,
+        poly: Tensor | None = None,
+        pool_factor: Tensor | None = None,
     ) -> Tensor:
         weight, bounds = self._weights[index]
-        if isinstance(step, LinearStep):
+        step = item.step
+        if not isinstance(step, Conv2dStep):
             return ops.linear(x, weight, bias, moduli, poly=poly, weight_bounds=bounds, validate=False)
         return ops.conv2d(
             x,
@@ -344,6 +346,8 @@ class Engine:
             groups=step.groups,
             poly=poly,
             weight_bounds=bounds,
+            pool=None if item.pool is None else item.pool.kernel,
+            pool_factor=pool_factor,
             validate=False,
         )
 

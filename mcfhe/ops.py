@@ -60,9 +60,11 @@ def conv2d(
     groups: int = 1,
     poly: Tensor | None = None,
     weight_bounds: Sequence[int] | None = None,
+    pool: Pair | None = None,
+    pool_factor: Tensor | None = None,
     validate: bool = True,
 ) -> Tensor:
-    """Convolution of residues with small signed weights, then ``bias``, then the polynomial ``poly``.
+    """Convolution of residues with small signed weights, then ``bias``, then ``poly``, then window sums of ``pool``.
 
     ``x`` [L, C, H, W, S], ``weight`` [O, C / groups, kh, kw] with |q| < 2**31 shared by all limbs, ``bias`` residues
     [L, O], ``poly`` residues [L, 1 or O, D + 1] of y = sum_i poly[i] * x**i with D >= 1; result [L, O, OH, OW, S].
@@ -70,11 +72,15 @@ def conv2d(
 
     ``weight_bounds`` = (max |q|, max over outputs of sum |q|) chooses the arithmetic; without it the op measures the
     weights, which on CUDA waits for the device. Bounds below the truth give wrong residues.
+
+    ``pool`` = (h, w) sums windows side by side, without overlap or padding, times ``pool_factor`` (residues [L],
+    absent: 1); result [L, O, OH // h, OW // w, S]: :func:`sum_pool2d` with that kernel on what conv2d gives without.
+    Rows and columns that fill no window are dropped; a window larger than the output is refused.
     """
     _validate(x, moduli, validate)
-    return _call(
-        "conv2d", x, weight, bias, poly, moduli, list(stride), list(padding), list(dilation), groups, weight_bounds
-    )
+    sizes = (list(stride), list(padding), list(dilation), groups)
+    window = None if pool is None else list(pool)
+    return _call("conv2d", x, weight, bias, poly, moduli, *sizes, weight_bounds, window, pool_factor)
 
 
 def linear(
@@ -236,14 +242,17 @@ def _conv2d_fake(
     dilation: list[int],
     groups: int,
     weight_bounds: list[int] | None = None,
+    pool: list[int] | None = None,
+    pool_factor: Tensor | None = None,
 ) -> Tensor:
     limbs, _, height, width, stream = x.shape
     out, _, kernel_h, kernel_w = weight.shape
+    window_h, window_w = (1, 1) if pool is None else pool
     return x.new_empty(
         limbs,
         out,
-        _out(height, kernel_h, stride[0], padding[0], dilation[0]),
-        _out(width, kernel_w, stride[1], padding[1], dilation[1]),
+        _out(height, kernel_h, stride[0], padding[0], dilation[0]) // window_h,
+        _out(width, kernel_w, stride[1], padding[1], dilation[1]) // window_w,
         stream,
     )
 

@@ -32,6 +32,8 @@ def conv2d(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
     poly: Tensor | None = None,
+    pool: Sequence[int] | None = None,
+    pool_factor: Tensor | None = None,
 ) -> Tensor:
     """See :func:`mcfhe.ops.conv2d`."""
     limbs, _, height, width, stream = x.shape
@@ -54,7 +56,7 @@ def conv2d(
         if poly is not None:
             total = _horner(total, _row(poly, limb, out))
         y[limb, out, row, column, s] = total % basis[limb]
-    return y
+    return y if pool is None else sum_pool2d(y, moduli, kernel=pool, factor=pool_factor)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, moduli: Tensor, *, poly: Tensor | None = None) -> Tensor:

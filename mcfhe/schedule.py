@@ -19,18 +19,24 @@ from mcfhe.graph.steps import (
     IntegerProgram,
     LinearStep,
     PolyStep,
+    PoolStep,
     Step,
     TensorSquareStep,
 )
 
+# Outputs in a window that the CUDA kernels sum in the convolution's own launch: kPoolWindow in
+# csrc/kernels/cuda_launch.h. With other windows the op holds the whole output of the convolution for a moment.
+POOL_WINDOW = 4
+
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """A step with the polynomial that follows it, where nothing else reads the value in between."""
+    """A step with the polynomial and the pool that follow it, where nothing else reads the values in between."""
 
     step: Step
     poly: PolyStep | TensorSquareStep | None
     output: int  # index of the value this produces
+    pool: PoolStep | None = None  # behind step and poly
     last_use: tuple[int, ...] = ()  # values that nobody reads after this step
 
 
@@ -53,7 +59,7 @@ class Part:
 
 
 def fuse(program: IntegerProgram) -> tuple[Item, ...]:
-    """The program's steps, polynomials and squares joined to the convolution or linear layer before them."""
+    """The program's steps, polynomials, squares and pools joined to the convolution or linear layer before them."""
     readers: dict[int, list[int]] = {}
     for index, step in enumerate(program.steps):
         for value in step.inputs:
@@ -64,7 +70,8 @@ def fuse(program: IntegerProgram) -> tuple[Item, ...]:
         if index in skip:
             continue
         follower = readers.get(index + 1, [])
-        poly = None
+        poly = pool = None
+        output = index + 1
         if isinstance(step, (Conv2dStep, LinearStep)) and len(follower) == 1:
             candidate = program.steps[follower[0]]
             if isinstance(candidate, (PolyStep, TensorSquareStep)) and len(candidate.coefficients) in (
@@ -73,9 +80,21 @@ def fuse(program: IntegerProgram) -> tuple[Item, ...]:
             ):
                 poly = candidate
                 skip.add(follower[0])
-        items.append(Item(step, poly, (follower[0] if poly is not None else index) + 1))
-    output = items[-1].output if items else 0
-    return _with_last_use(items, {output})
+                output = follower[0] + 1
+        follower = readers.get(output, [])
+        if isinstance(step, Conv2dStep) and len(follower) == 1 and program.ring is None:
+            candidate = program.steps[follower[0]]
+            if isinstance(candidate, PoolStep) and _tiles_its_input(candidate):
+                pool = candidate
+                skip.add(follower[0])
+                output = follower[0] + 1
+        items.append(Item(step, poly, output, pool))
+    return _with_last_use(items, {items[-1].output if items else 0})
+
+
+def _tiles_its_input(pool: PoolStep) -> bool:
+    """Windows side by side: each output of the layer before belongs to one window or to none."""
+    return pool.kernel == pool.stride and pool.padding == (0, 0)
 
 
 def schedule(program: IntegerProgram, items: Sequence[Item]) -> tuple[Part, ...]:
@@ -144,6 +163,7 @@ def _with_last_use(items: Sequence[Item], keep: set[int]) -> tuple[Item, ...]:
             item.step,
             item.poly,
             item.output,
+            item.pool,
             tuple(v for v in set(item.step.inputs) if last[v] == i and v not in keep),
         )
         for i, item in enumerate(items)
@@ -158,7 +178,8 @@ def _live(program: IntegerProgram, reads: Sequence[int], items: Sequence[Item]) 
         flat = isinstance(item.step, FlattenStep)  # a view
         if not flat:
             live += sizes[item.output]
-        worst = max(worst, live)
+        inside = prod(item.step.shape) if item.pool is not None and prod(item.pool.kernel) != POOL_WINDOW else 0
+        worst = max(worst, live + inside)
         if not flat:
             live -= sum(sizes[v] for v in item.last_use)
     return worst

@@ -68,9 +68,10 @@ def test_it_runs_without_the_client() -> None:
 
 
 def test_bindings_match_the_headers() -> None:
-    (body,) = re.findall(r"struct ConvParams \{(.*?)\};", (ROOT / "csrc/kernels/params.h").read_text(), re.DOTALL)
-    fields = [name.strip() for line in re.findall(r"int64_t ([^;]*);", body) for name in line.split(",")]
-    assert tuple(fields) == gpu_native.FIELDS
+    for struct, expected in (("ConvParams", gpu_native.FIELDS), ("PoolParams", gpu_native.POOL_FIELDS)):
+        (body,) = re.findall(rf"struct {struct} \{{(.*?)\}};", (ROOT / "csrc/kernels/params.h").read_text(), re.DOTALL)
+        fields = [name.strip() for line in re.findall(r"int64_t ([^;]*);", body) for name in line.split(",")]
+        assert tuple(fields) == expected
     for names, header, name in (
         (gpu_native.ARITHMETIC, "kernels/cuda_launch.h", "Arithmetic"),
         (gpu_native.TILES, "kernels/cuda_launch.h", "ConvTile"),
@@ -146,6 +147,22 @@ class StandIn:
         if arithmetic == self.wrong:
             y.view(-1)[-1] += 1
 
+    def conv2d_pool(
+        self, params: Any, window: Any, tensors: Sequence[Tensor | None], y: Tensor, bounds: tuple[int, int]
+    ) -> None:
+        x, weight, bias, poly, factor, moduli = tensors
+        whole = torch.empty(*y.shape[:2], params.out_h, params.out_w, y.shape[-1], dtype=torch.int64)
+        self.conv2d(params, (x, weight, bias, poly, moduli), whole, bounds)
+        y.copy_(torch.ops.mcfhe.sum_pool2d(whole, factor, moduli, list(window), list(window), [0, 0]))
+        if self.wrong == "pool":
+            y.view(-1)[-1] += 1
+
+    def sum_pool2d(self, params: Any, x: Tensor, factor: Tensor, moduli: Tensor, y: Tensor) -> None:
+        assert tuple(x.shape) == tuple(getattr(params, n) for n in ("limbs", "channels", "height", "width", "stream"))
+        assert tuple(y.shape[2:4]) == (params.out_h, params.out_w)
+        window, stride = ([getattr(params, f"{n}_{axis}") for axis in "hw"] for n in ("kernel", "stride"))
+        y.copy_(torch.ops.mcfhe.sum_pool2d(x, factor, moduli, window, stride, [0, 0]))
+
     def conv2d_naive(self, params: Any, x: Tensor, weight: Tensor, moduli: Tensor, y: Tensor) -> None:
         bounds = (int(weight.abs().max()), int(weight.abs().flatten(1).sum(1).max()))
         self.conv2d(params, (x, weight, None, None, moduli), y, bounds, "naive")
@@ -156,22 +173,26 @@ def bench(native: StandIn) -> Any:
     return gpu_kernels.Bench(native, Stopwatch(), ceilings, torch.device("cpu"))  # type: ignore[arg-type]
 
 
-CASE = gpu_plan.ConvCase("conv", ConvShape(2, 6, 6, 4, padding=(1, 1)), 2, 5)
+CASE = gpu_plan.ConvCase("conv", ConvShape(2, 6, 7, 4, padding=(1, 1)), 2, 5)
 
 
 def test_rows_of_a_layer() -> None:
     rows = {row["path"]: row for row in gpu_kernels.conv_rows(bench(StandIn(refused="int8")), CASE)}
-    assert list(rows) == [*gpu_plan.PATHS, "auto, bias + square"]
+    assert list(rows) == [*gpu_plan.PATHS, "auto, bias + square", "auto, bias + square + pool"]
     assert "refused" in rows["int8"]
     double = rows["double"]
     assert double["median"] == 2.0
     assert double["naive_ratio"] == 1.0
     assert double["floor"] == pytest.approx(max(CASE.bytes_moved / 1e12, CASE.macs / 1e12) * 1e3)
     assert rows["int64"]["floor"] <= double["floor"]
+    pooled = rows["auto, bias + square + pool"]
+    assert pooled["two_launches_ratio"] == 1.0
+    assert pooled["macs"] == 2 * 5 * 4 * (3 * 3 * 4) * 18  # the last column is in no window
+    assert pooled["bytes"] == 8 * (2 * 5 * (2 * 42 + 4 * 9) + 4 * 18)
     json.dumps(list(rows.values()))
 
 
-@pytest.mark.parametrize("wrong", ["double", "int8", "naive"])
+@pytest.mark.parametrize("wrong", ["double", "int8", "naive", "pool"])
 def test_a_wrong_residue_is_found(wrong: str) -> None:
     # on a single output the naive kernel's own check covers every entry
     case = gpu_plan.ConvCase("one", ConvShape(1, 3, 3, 1), 1, 1) if wrong == "naive" else CASE
@@ -241,7 +262,9 @@ def test_targets_tables_and_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "FAILED bad: why" in text
     assert "refused" in text
     assert "MISSED" in text
+    assert "1.00 x two launches" in text
     lines = gpu_table(made)
+    assert any(line.endswith("| 2.0000 | 1.00 |") for line in lines)
     assert any(line.startswith("| conv2, L = 8, S = 4096 | auto | 2.0000") for line in lines)
     assert "Short of what was aimed at" in lines[-1]
     gpu.write(made, tmp_path / "deep" / "a.json")

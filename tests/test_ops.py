@@ -46,6 +46,60 @@ def test_conv2d_equals_oracle(residues: Residues, name: str, stream: int, path: 
     assert torch.equal(got, reference.conv2d(x, w, bias, moduli, poly=poly, **shape.arguments))
 
 
+@pytest.mark.parametrize("path", WEIGHT_LIMITS)
+@pytest.mark.parametrize("name", ["odd-channels", "groups"])
+def test_conv2d_pool_equals_oracle(residues: Residues, name: str, path: str) -> None:
+    shape = SMALL_CONVS[name]
+    moduli = MODULI if path != "int16" else MODULI[:4]
+    x = residues(moduli, shape.channels, shape.height, shape.width, 4)
+    w = weights(WEIGHT_LIMITS[path], shape.out_channels, shape.channels // shape.groups, *shape.kernel)
+    bias, poly, factor = residues(moduli, shape.out_channels), residues(moduli, 1, 3), residues(moduli)
+    more = {"poly": poly, "pool": (2, 2), "pool_factor": factor, **shape.arguments}
+    got = ops.conv2d(x, w, bias, moduli, **more)  # type: ignore[arg-type]
+    assert torch.equal(got, reference.conv2d(x, w, bias, moduli, **more))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", WEIGHT_LIMITS)
+@pytest.mark.parametrize("stream", [1, 4, 33])
+@pytest.mark.parametrize("name", SMALL_CONVS)
+def test_conv2d_pool_equals_two_ops(residues: Residues, name: str, stream: int, path: str) -> None:
+    """Windows that fill the output, and windows that leave rows and columns over."""
+    shape = SMALL_CONVS[name]
+    moduli = MODULI if path != "int16" else MODULI[:4]
+    x = residues(moduli, shape.channels, shape.height, shape.width, stream)
+    w = weights(WEIGHT_LIMITS[path], shape.out_channels, shape.channels // shape.groups, *shape.kernel)
+    bias, poly = residues(moduli, shape.out_channels), residues(moduli, shape.out_channels, 3)
+    whole = ops.conv2d(x, w, bias, moduli, poly=poly, **shape.arguments)
+    for pool in ((2, 2), (3, 1), (1, 2), (1, 1)):
+        if any(window > size for window, size in zip(pool, shape.out_size, strict=True)):
+            continue
+        for factor in (None, residues(moduli)):
+            got = ops.conv2d(x, w, bias, moduli, poly=poly, pool=pool, pool_factor=factor, **shape.arguments)
+            assert torch.equal(got, ops.sum_pool2d(whole, moduli, kernel=pool, factor=factor))
+
+
+@pytest.mark.parametrize("stream", [127, 128, 129, 200])
+def test_conv2d_pool_wide_streams(residues: Residues, stream: int) -> None:
+    """Around the blocking limits, and in bands of rows that are cut between windows."""
+    for shape in (ConvShape(3, 7, 6, 5, stride=(1, 2), padding=(1, 1)), ConvShape(16, 40, 9, 4, kernel=(5, 5))):
+        x = residues(MODULI[:3], shape.channels, shape.height, shape.width, stream)
+        w, factor = weights(50, shape.out_channels, shape.channels, *shape.kernel), residues(MODULI[:3])
+        whole = ops.conv2d(x, w, None, MODULI[:3], **shape.arguments)
+        for pool in ((2, 2), (3, 2)):
+            got = ops.conv2d(x, w, None, MODULI[:3], pool=pool, pool_factor=factor, **shape.arguments)
+            assert torch.equal(got, ops.sum_pool2d(whole, MODULI[:3], kernel=pool, factor=factor))
+
+
+@pytest.mark.parametrize("limit", WEIGHT_LIMITS.values())
+def test_conv2d_pool_largest_sums(limit: int) -> None:
+    """Every output of every window b - 1, times b - 1."""
+    x = (MODULI - 1).view(-1, 1, 1, 1, 1).expand(-1, 2, 5, 4, 5).contiguous()
+    w = torch.tensor([[limit, 1 - limit]]).view(1, 2, 1, 1)
+    got = ops.conv2d(x, w, None, MODULI, pool=(2, 2), pool_factor=MODULI - 1)
+    expected = [4 * (b - 1) ** 2 % b for b in EDGE_MODULI]
+    assert torch.equal(got, torch.tensor(expected).view(-1, 1, 1, 1, 1).expand(-1, 1, 2, 2, 5))
+
+
 def test_conv2d_extreme_residues_and_weights() -> None:
     """All residues b - 1 and all weights +-(2^31 - 1): the largest sums there are."""
     for limit in WEIGHT_LIMITS.values():
@@ -205,6 +259,7 @@ def test_count_and_check_residues(residues: Residues) -> None:
 def test_empty_batch_and_no_limbs(residues: Residues) -> None:
     w = weights(5, 3, 2, 3, 3)
     assert ops.conv2d(residues(MODULI, 2, 5, 5, 0), w, None, MODULI).shape == (5, 3, 3, 3, 0)
+    assert ops.conv2d(residues(MODULI, 2, 6, 5, 0), w, None, MODULI, pool=(2, 2)).shape == (5, 3, 2, 1, 0)
     assert ops.linear(residues(MODULI, 4, 0), weights(5, 3, 4), None, MODULI).shape == (5, 3, 0)
     assert ops.square(residues(MODULI, 2, 0), MODULI).shape == (5, 2, 0)
     assert ops.sum_pool2d(residues(MODULI, 2, 4, 4, 0), MODULI, kernel=(2, 2)).shape == (5, 2, 2, 2, 0)
@@ -261,6 +316,13 @@ REFUSALS = {
     "padding": ({"padding": (-1, 0)}, "padding = \\[-1, 0\\]"),
     "groups": ({"groups": 3}, "groups = 3 must divide"),
     "bounds": ({"weight_bounds": (5, 2)}, "weight_bounds = \\[5, 2\\]"),
+    "pool of one size": ({"pool": (2,)}, "pool = \\[2\\] must be two integers"),
+    "pool 0": ({"pool": (0, 2)}, "pool = \\[0, 2\\]"),
+    "pool too large": ({"pool": (2, 3)}, "pool width: the window spans 3"),
+    "pool beyond 2^20": ({"pool": (1 << 11, 1 << 11)}, "2\\^20 entries"),
+    "factor without pool": ({"pool_factor": torch.tensor([1, 1])}, "there is no pool"),
+    "factor shape": ({"pool": (2, 2), "pool_factor": torch.tensor([1])}, r"pool_factor has shape \[1\]"),
+    "factor range": ({"pool": (2, 2), "pool_factor": torch.tensor([5, 1])}, "pool_factor holds 5 in limb 0"),
 }
 
 
@@ -302,6 +364,7 @@ def test_opcheck_every_op(residues: Residues) -> None:
     calls: list[tuple[object, tuple[object, ...]]] = [
         (m.conv2d.default, (x, w, residues(MODULI, 4), table, moduli, [2, 1], [1, 1], [1, 1], 1)),
         (m.conv2d.default, (x, w, None, None, moduli, [1, 1], [0, 0], [1, 1], 1, [9, 200])),
+        (m.conv2d.default, (x, w, None, table, moduli, [1, 1], [1, 1], [1, 1], 1, None, [4, 2], factor)),
         (m.linear.default, (flat, v, None, table, moduli)),
         (m.sum_pool2d.default, (x, factor, moduli, [2, 3], [2, 1], [1, 0])),
         (m.square.default, (flat, moduli)),

@@ -1,5 +1,5 @@
 // Convolution over residues for one instruction set: pack the input rows of a task, run the microkernel, finish.
-// Included inside the instruction set's namespace after its simd_*.h.
+// Included inside the instruction set's namespace after its simd_*.h and before conv_task_body.h, where tasks run.
 //
 // A task owns one limb, one channel group, one block of streams and one band of output rows. Packing writes the
 // padded input rows it needs so that every tap of every output is a plain offset (fill_offsets) and every vector is
@@ -222,8 +222,8 @@ inline void microkernel(const ConvJob& job, const typename P::Element* packed, c
   }
 }
 
-// Finishes one output channel of a microkernel and stores the first `count` columns.
-template <class P>
+// Finishes one output channel of a microkernel and stores the first `count` columns, or adds them to what is there.
+template <class P, bool kAdd>
 inline void finish_run(const typename P::Vector (&acc)[kVectors][P::kPlanes], const Epilogue& e, int64_t count,
                        int64_t* to, const ModV& m) {
   constexpr int kParts = static_cast<int>(P::kColumns / kLanes);
@@ -234,25 +234,31 @@ inline void finish_run(const typename P::Vector (&acc)[kVectors][P::kPlanes], co
   if (e.poly != nullptr) horner(r, e.poly, e.degree, m);
   if (count >= n * kLanes) {
 #pragma GCC unroll 8
-    for (int v = 0; v < n; ++v) store(to + v * kLanes, lift(r[v], m));
+    for (int v = 0; v < n; ++v) {
+      Vr sum = lift(r[v], m);
+      if constexpr (kAdd) sum = add_lazy(sum, to_residue(load_raw(to + v * kLanes)));
+      store(to + v * kLanes, sum);
+    }
     return;
   }
   for (int v = 0; v < n && v * kLanes < count; ++v) {
-    const int64_t left = count - v * kLanes;
-    store(to + v * kLanes, lift(r[v], m), left < kLanes ? left : kLanes);
+    const int64_t left = count - v * kLanes < kLanes ? count - v * kLanes : kLanes;
+    Vr sum = lift(r[v], m);
+    if constexpr (kAdd) sum = add_lazy(sum, to_residue(load_raw(to + v * kLanes, left)));
+    store(to + v * kLanes, sum, left);
   }
 }
 
-// One run of `columns` contiguous outputs for all output channels of the group.
+// One run of `columns` contiguous outputs for all output channels of the group, `channel_step` entries apart at `to`;
+// with `add` they are added to what is there.
 template <class P, bool kMid>
 inline void run_columns(const ConvJob& job, const ConvTask& t, const typename P::Element* packed, int64_t columns,
-                        int64_t* y, const ModV& m) {
+                        int64_t* to, int64_t channel_step, bool add, const ModV& m) {
   const ConvPlan& plan = job.plan;
   const ConvParams& p = plan.p;
   const auto* weights = static_cast<const typename P::Element*>(job.packed_weight);
   const int64_t outputs = p.out_channels / p.groups;
   const int64_t tiles = (outputs + kTile - 1) / kTile;
-  const int64_t channel_step = p.out_h * p.out_w * p.stream;
   constexpr int64_t kStep = kVectors * P::kColumns;
   for (int64_t j = 0; j < columns; j += kStep) {
     for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -260,7 +266,8 @@ inline void run_columns(const ConvJob& job, const ConvTask& t, const typename P:
       microkernel<P, kMid>(job, packed + j, weights + (t.group * tiles + tile) * plan.taps * kTile, m, acc);
       const int64_t live = outputs - tile * kTile < kTile ? outputs - tile * kTile : kTile;
       for (int64_t o = 0; o < live; ++o) {
-        const int64_t channel = t.group * outputs + tile * kTile + o;
+        const int64_t in_group = tile * kTile + o;
+        const int64_t channel = t.group * outputs + in_group;
         Epilogue e;
         e.bias = set_residue(job.bias == nullptr ? 0 : job.bias[t.limb * p.out_channels + channel]);
         e.degree = p.poly_degree;
@@ -268,52 +275,14 @@ inline void run_columns(const ConvJob& job, const ConvTask& t, const typename P:
         e.poly = job.poly == nullptr
                      ? nullptr
                      : job.poly + t.limb * table_rows * (p.poly_degree + 1) + channel * p.poly_channel_stride;
-        finish_run<P>(acc[o], e, columns - j, y + channel * channel_step + j, m);
+        int64_t* const run = to + in_group * channel_step + j;
+        if (add) {
+          finish_run<P, true>(acc[o], e, columns - j, run, m);
+        } else {
+          finish_run<P, false>(acc[o], e, columns - j, run, m);
+        }
       }
     }
-  }
-}
-
-template <class P, bool kMid>
-inline void run_task(const ConvJob& job, int64_t task, std::byte* scratch) {
-  const ConvPlan& plan = job.plan;
-  const ConvParams& p = plan.p;
-  const ConvTask t = locate(plan, task);
-  const ModV m = make_modv(job.moduli[t.limb]);
-  const Raw bad = pack_input<P>(job, t, scratch, m, zero_raw());
-  if (any_bad(bad)) {
-    job.bad->seen.store(true);
-    return;
-  }
-  const auto* packed = reinterpret_cast<const typename P::Element*>(scratch);
-  int64_t* y = job.y + t.limb * p.out_channels * p.out_h * p.out_w * p.stream + t.s0;
-  for (int64_t row = 0; row < t.rows; ++row) {
-    const auto* base = packed + row * p.stride_h * plan.pitch;
-    int64_t* out = y + (t.row0 + row) * p.out_w * p.stream;
-    if (plan.flat) {
-      run_columns<P, kMid>(job, t, base, p.out_w * p.stream, out, m);
-    } else {
-      for (int64_t w = 0; w < p.out_w; ++w) {
-        run_columns<P, kMid>(job, t, base + w * plan.block_s, t.streams, out + w * p.stream, m);
-      }
-    }
-  }
-}
-
-inline void conv2d_task(const ConvJob& job, int64_t task, std::byte* scratch) {
-  switch (job.plan.path) {
-    case Path::kInt16:
-      run_task<Int16Path, false>(job, task, scratch);
-      return;
-    case Path::kDouble:
-      run_task<DoublePath, false>(job, task, scratch);
-      return;
-    case Path::kInt64:
-      run_task<Int64Path, false>(job, task, scratch);
-      return;
-    case Path::kInt64Mid:
-      run_task<Int64Path, true>(job, task, scratch);
-      return;
   }
 }
 

@@ -40,16 +40,19 @@ WeightBounds measure(const char* op, const int64_t* weight, int64_t outputs, int
   return bounds;
 }
 
-void run_conv(const char* op, const ConvParams& p, const Tensor& x, const Tensor& weight,
-              const std::optional<Tensor>& bias, const std::optional<Tensor>& poly, const Tensor& moduli,
-              const std::optional<IntList>& given, const Tensor& y) {
+void run_conv(const char* op, const ConvParams& p, std::optional<PoolWindow> pool, const Tensor& x,
+              const Tensor& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& poly,
+              const std::optional<Tensor>& factor, const Tensor& moduli, const std::optional<IntList>& given,
+              const Tensor& y) {
   const Tensor b = checked_moduli(op, moduli);
   const Tensor xd = dense(x);
   const Tensor wd = dense(weight);
   const std::optional<Tensor> bias_d = dense(bias);
   const std::optional<Tensor> poly_d = dense(poly);
+  const std::optional<Tensor> factor_d = dense(factor);
   check_table(op, "bias", bias_d, b);
   check_table(op, "poly", poly_d, b);
+  check_table(op, "pool_factor", factor_d, b);
   const std::optional<WeightBounds> bounds_given = given_weight_bounds(op, given);
   const int64_t* w = wd.const_data_ptr<int64_t>();
   const WeightBounds bounds =
@@ -61,11 +64,12 @@ void run_conv(const char* op, const ConvParams& p, const Tensor& x, const Tensor
   const KernelTable& table = kernels();
   BadResidue bad;
   ConvJob job{};
-  job.plan = plan_conv2d(p, bounds.max_abs, bounds.max_sum, largest, table);
+  job.plan = plan_conv2d(p, pool, bounds.max_abs, bounds.max_sum, largest, table);
   job.x = xd.const_data_ptr<int64_t>();
   job.weight = w;
   job.bias = data_or_null(bias_d);
   job.poly = data_or_null(poly_d);
+  job.factor = data_or_null(factor_d);
   job.moduli = moduli_data;
   job.y = y.mutable_data_ptr<int64_t>();
   job.bad = &bad;
@@ -76,7 +80,8 @@ void run_conv(const char* op, const ConvParams& p, const Tensor& x, const Tensor
   table.pack_weight(job, packed.get());
   job.packed_weight = packed.get();
 
-  const int64_t work = y.numel() / job.plan.tasks * std::max<int64_t>(job.plan.taps / 16, 1);
+  const int64_t outputs = y.numel() * job.plan.pool.h * job.plan.pool.w;
+  const int64_t work = outputs / job.plan.tasks * std::max<int64_t>(job.plan.taps / 16, 1);
   torch::stable::parallel_for(0, job.plan.tasks, grain_for(work), [&](int64_t begin, int64_t end) {
     const Scratch scratch = allocate(job.plan.scratch_bytes);
     for (int64_t task = begin; task < end; ++task) table.conv2d(job, task, scratch.get());
@@ -86,10 +91,12 @@ void run_conv(const char* op, const ConvParams& p, const Tensor& x, const Tensor
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias, std::optional<Tensor> poly,
               const Tensor& moduli, IntList stride, IntList padding, IntList dilation, int64_t groups,
-              std::optional<IntList> weight_bounds) {
+              std::optional<IntList> weight_bounds, std::optional<IntList> pool, std::optional<Tensor> pool_factor) {
   const ConvParams p = conv2d_params("conv2d", x, weight, bias, poly, moduli, stride, padding, dilation, groups);
-  const Tensor y = empty_like_shape(x, {p.limbs, p.out_channels, p.out_h, p.out_w, p.stream});
-  run_conv("conv2d", p, x, weight, bias, poly, moduli, weight_bounds, y);
+  const std::optional<PoolWindow> window = conv_pool_window("conv2d", x, p, pool, pool_factor);
+  const PoolWindow each = window.value_or(PoolWindow{1, 1});
+  const Tensor y = empty_like_shape(x, {p.limbs, p.out_channels, p.out_h / each.h, p.out_w / each.w, p.stream});
+  run_conv("conv2d", p, window, x, weight, bias, poly, pool_factor, moduli, weight_bounds, y);
   return y;
 }
 
@@ -97,7 +104,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, std::optional<Tensor> bias,
               const Tensor& moduli, std::optional<IntList> weight_bounds) {
   const ConvParams p = linear_params("linear", x, weight, bias, poly, moduli);
   const Tensor y = empty_like_shape(x, {p.limbs, p.out_channels, p.stream});
-  run_conv("linear", p, x, weight, bias, poly, moduli, weight_bounds, y);
+  run_conv("linear", p, std::nullopt, x, weight, bias, poly, std::nullopt, moduli, weight_bounds, y);
   return y;
 }
 

@@ -31,10 +31,16 @@ int64_t element_bytes(Path path) { return path == Path::kInt16 ? 4 : 8; }
 
 }  // namespace
 
-ConvPlan plan_conv2d(const ConvParams& p, int64_t max_abs, int64_t max_sum, int64_t max_modulus,
-                     const KernelTable& table) {
+ConvPlan plan_conv2d(const ConvParams& whole, std::optional<PoolWindow> wanted, int64_t max_abs, int64_t max_sum,
+                     int64_t max_modulus, const KernelTable& table) {
   ConvPlan plan{};
-  plan.p = p;
+  plan.pooled = wanted.has_value();
+  plan.pool = wanted.value_or(PoolWindow{1, 1});
+  const PoolWindow pool = plan.pool;
+  plan.p = whole;
+  plan.p.out_h -= whole.out_h % pool.h;
+  plan.p.out_w -= whole.out_w % pool.w;
+  const ConvParams& p = plan.p;
   plan.path = choose_path(max_abs, max_sum, max_modulus, table);
   const bool halves = plan.path == Path::kInt16;
   const int64_t group_channels = p.in_channels / p.groups;
@@ -58,18 +64,24 @@ ConvPlan plan_conv2d(const ConvParams& p, int64_t max_abs, int64_t max_sum, int6
   const int64_t row_bytes =
       std::max<int64_t>(plan.planes * plan.pitch * element_bytes(plan.path) * (halves ? 2 : 1), 1);
   const int64_t rows_that_fit = std::max<int64_t>(kPackedBudget / row_bytes, halo);
-  plan.band_rows = std::clamp<int64_t>((rows_that_fit - halo) / p.stride_h + 1, 1, std::max<int64_t>(p.out_h, 1));
-  plan.bands = ceil_div(p.out_h, plan.band_rows);
-  plan.band_rows = plan.bands == 0 ? 1 : ceil_div(p.out_h, plan.bands);  // bands of nearly equal size
-  plan.bands = ceil_div(p.out_h, plan.band_rows);
+  const int64_t windows = p.out_h / pool.h;
+  const int64_t windows_that_fit = ((rows_that_fit - halo) / p.stride_h + 1) / pool.h;
+  int64_t band = std::clamp<int64_t>(windows_that_fit, 1, std::max<int64_t>(windows, 1));
+  plan.bands = ceil_div(windows, band);
+  band = plan.bands == 0 ? 1 : ceil_div(windows, plan.bands);  // bands of nearly equal size
+  plan.bands = ceil_div(windows, band);
+  plan.band_rows = band * pool.h;
   plan.rows = (plan.band_rows - 1) * p.stride_h + halo;
 
   plan.tile = table.tile;
   plan.packed_elements = plan.planes * plan.rows * plan.pitch + kSlack;
-  // Packed input (two planes for halves), then two 32-bit row buffers for halves.
-  plan.scratch_bytes = plan.packed_elements * element_bytes(plan.path) * (halves ? 2 : 1) +
-                       (halves ? 2 * (plan.pitch + kSlack) * 4 : 0) + 256;
+  // Packed input (two planes for halves), then two 32-bit row buffers for halves, then the pool's sums.
   const int64_t group_out = p.out_channels / p.groups;
+  const int64_t run = (plan.flat ? p.out_w : 1) * plan.block_s;
+  const int64_t packed_bytes = plan.packed_elements * element_bytes(plan.path) * (halves ? 2 : 1) +
+                               (halves ? 2 * (plan.pitch + kSlack) * 4 : 0) + 256;
+  plan.sums_offset = ceil_div(packed_bytes, 64) * 64;
+  plan.scratch_bytes = plan.sums_offset + (plan.pooled ? group_out * run * 8 : 0);
   plan.weight_bytes = p.groups * ceil_div(group_out, plan.tile) * plan.tile * plan.taps * element_bytes(plan.path);
   plan.tasks = p.limbs * p.groups * plan.blocks_s * plan.bands;
   return plan;

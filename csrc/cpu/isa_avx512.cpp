@@ -20,6 +20,8 @@ namespace {
 
 #include "conv_body.h"
 
+#include "conv_task_body.h"
+
 #include "pointwise_body.h"
 
 #include "tensor_square_body.h"

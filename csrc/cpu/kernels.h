@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 #include "../kernels/params.h"
 #include "lattice_jobs.h"
@@ -28,13 +29,15 @@ struct BadResidue {
 };
 
 struct ConvPlan {
-  ConvParams p;
+  ConvParams p;     // out_h and out_w without what fills no window of the pool
+  bool pooled;      // sums of windows are stored
+  PoolWindow pool;  // 1 x 1 without a pool
   Path path;
   bool pair_rows;     // kInt16: the two factors of a pair are kernel rows i, i + 1 instead of channels c, c + 1
   bool flat;          // a whole output row (ow, s) is one contiguous run; otherwise a run is one block of s
   int64_t block_s;    // streams in a block
   int64_t blocks_s;   // blocks that cover the stream
-  int64_t band_rows;  // output rows in a band
+  int64_t band_rows;  // output rows in a band, whole windows
   int64_t bands;      // bands that cover the output
   int64_t phases;     // input columns are stored by column modulo stride_w, so that runs stay contiguous
   int64_t positions;  // padded columns per phase
@@ -45,6 +48,7 @@ struct ConvPlan {
   int64_t taps_per_reduction;  // kInt64Mid
   int64_t tile;                // output channels of the microkernel
   int64_t packed_elements;     // scratch for packed input, in elements of the path
+  int64_t sums_offset;         // bytes into the scratch: sums of the pool, [output of the group][run]
   int64_t scratch_bytes;       // everything a task needs
   int64_t weight_bytes;        // packed weights of the whole layer
   int64_t tasks;
@@ -56,10 +60,11 @@ struct ConvJob {
   const int64_t* weight;   // [O, C / groups, KH, KW]
   const int64_t* bias;     // [L, O] or null
   const int64_t* poly;     // [L, 1 or O, degree + 1] or null
+  const int64_t* factor;   // [L] or null; of the pool
   const int64_t* moduli;   // [L]
   const int64_t* offsets;  // [taps], see fill_offsets
   const void* packed_weight;
-  int64_t* y;  // [L, O, OH, OW, S]
+  int64_t* y;  // [L, O, OH, OW, S], with a pool [L, O, OH / h, OW / w, S]
   BadResidue* bad;
 };
 
@@ -141,9 +146,10 @@ const char* isa_name();
 // The lattice kernels of kernels(), or the generic ones for rings too small for these.
 const LatticeKernels& lattice_kernels(int64_t n);
 
-// Chooses path, blocking and task count. `max_abs` and `max_sum` bound |q| and the sum of |q| over one output.
-ConvPlan plan_conv2d(const ConvParams& p, int64_t max_abs, int64_t max_sum, int64_t max_modulus,
-                     const KernelTable& table);
+// Chooses path, blocking and task count. `max_abs` and `max_sum` bound |q| and the sum of |q| over one output; at least
+// one window of the pool fits the output.
+ConvPlan plan_conv2d(const ConvParams& p, std::optional<PoolWindow> pool, int64_t max_abs, int64_t max_sum,
+                     int64_t max_modulus, const KernelTable& table);
 // Packed-input offset of every tap from an output column's base, in the order the packed weights use.
 void fill_offsets(const ConvPlan& plan, int64_t* offsets);
 

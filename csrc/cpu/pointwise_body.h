@@ -1,20 +1,5 @@
-// Pooling, polynomials, aligned addition and the range count for one instruction set. Included after conv_body.h.
-
-// Calls body(offset, count) for each vector of n contiguous entries; count < kLanes only for the last.
-template <class Body>
-inline void each_vector(int64_t n, const Body& body) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) body(i, kLanes);
-  if (i < n) body(i, n - i);
-}
-inline Raw load_some(const int64_t* p, int64_t n) { return n == kLanes ? load_raw(p) : load_raw(p, n); }
-inline void store_some(int64_t* p, Vr v, int64_t n) {
-  if (n == kLanes) {
-    store(p, v);
-  } else {
-    store(p, v, n);
-  }
-}
+// Pooling, polynomials, aligned addition and the range count for one instruction set. Included after
+// conv_task_body.h.
 
 // One output row of one channel of one limb: window sums, times the factor.
 inline void sum_pool2d_task(const PoolJob& job, int64_t task) {

@@ -14,7 +14,7 @@ namespace mcfhe::cuda {
 struct BlockTile {
   int64_t limb;
   int64_t group, out_tile;      // tile of output channels, within the group
-  int64_t row0, col0, stream0;  // first output position
+  int64_t row0, col0, stream0;  // first stored position
 };
 
 // Blocks that share input run next to each other: output channels first, then columns, rows and the stream.
@@ -48,23 +48,31 @@ __device__ __forceinline__ TilePosition tile_position(const ConvPlan& t, int pos
   return {row, col, in_row - col * t.tile_col.divisor};
 }
 
-// The first patch entry that a position reads; entry 0 for positions beyond the tile, which store nothing.
-__device__ __forceinline__ int patch_entry(const ConvParams& p, const ConvPlan& t, int position) {
+// The first patch entry that output `k` of a position's window reads; entry 0 for positions beyond the tile, which
+// store nothing.
+template <int kWindow>
+__device__ __forceinline__ int patch_entry(const ConvParams& p, const ConvPlan& t, int position, int k) {
   const TilePosition at = tile_position(t, position);
   if (at.row >= t.rows) return 0;
-  return at.row * static_cast<int>(p.stride_h) * t.patch_width + at.col * static_cast<int>(p.stride_w) * t.stream +
-         at.s;
+  int row = at.row;
+  int col = at.col;
+  if constexpr (kWindow > 1) {
+    const int window_row = t.window_row.quotient(k);
+    row = row * t.pool_h + window_row;
+    col = col * t.pool_w + k - window_row * t.pool_w;
+  }
+  return row * static_cast<int>(p.stride_h) * t.patch_width + col * static_cast<int>(p.stride_w) * t.stream + at.s;
 }
 
-// Index of a position in one output plane [OH, OW, S]; -1 outside it.
+// Index of a position in one stored plane, [OH, OW, S] without a pool; -1 outside it.
 __device__ __forceinline__ int64_t output_index(const ConvParams& p, const ConvPlan& t, const BlockTile& tile,
                                                 int position) {
   const TilePosition at = tile_position(t, position);
   const int64_t row = tile.row0 + at.row;
   const int64_t col = tile.col0 + at.col;
   const int64_t s = tile.stream0 + at.s;
-  const bool inside = at.row < t.rows && row < p.out_h && col < p.out_w && s < p.stream;
-  return inside ? (row * p.out_w + col) * p.stream + s : -1;
+  const bool inside = at.row < t.rows && row < t.stored_h && col < t.stored_w && s < p.stream;
+  return inside ? (row * t.stored_w + col) * p.stream + s : -1;
 }
 
 // Finds the input entries that a patch holds.
@@ -72,9 +80,9 @@ struct PatchSource {
   int64_t row0, col0, stream0;  // of the patch, in the padded input
   int64_t row_size;             // entries in an input row
 
-  __device__ __forceinline__ PatchSource(const ConvParams& p, const BlockTile& tile)
-      : row0(tile.row0 * p.stride_h - p.padding_h),
-        col0(tile.col0 * p.stride_w - p.padding_w),
+  __device__ __forceinline__ PatchSource(const ConvParams& p, const ConvPlan& t, const BlockTile& tile)
+      : row0(tile.row0 * t.pool_h * p.stride_h - p.padding_h),
+        col0(tile.col0 * t.pool_w * p.stride_w - p.padding_w),
         stream0(tile.stream0),
         row_size(p.width * p.stream) {}
 
@@ -107,6 +115,19 @@ __device__ __forceinline__ void finish_outputs(const ConvParams& p, const int64_
     for (int i = 0; i < kCount; ++i) v[i] = add_mod(v[i], a, m);
   }
   if (poly.degree > 0) apply_poly(v, poly.row(limb, out, p.out_channels), poly.degree, m);
+}
+
+// What is stored of the window that starts at v[first]: its sum times `factor`; without a pool the residue as it is.
+// Canonical v and factor: sum * factor <= 4 * (b - 1)^2 <= 4 * (2^31 - 2)^2 < 2^64, so one reduction does for both.
+template <int kWindow, int kCount>
+__device__ __forceinline__ uint32_t pool_window(const uint32_t (&v)[kCount], int first, uint32_t factor,
+                                                const Limb& m) {
+  static_assert(kWindow >= 1 && kWindow <= 4 && kCount % kWindow == 0);
+  if constexpr (kWindow == 1) return v[first];
+  uint64_t sum = 0;
+#pragma unroll
+  for (int k = 0; k < kWindow; ++k) sum += v[first + k];
+  return barrett(sum * factor, m);
 }
 
 }  // namespace mcfhe::cuda

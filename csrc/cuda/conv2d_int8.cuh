@@ -33,7 +33,7 @@ __device__ __forceinline__ uint32_t weight_digit(int32_t q, int d) {
 __device__ __forceinline__ void stage_planes(const ConvParams& p, const ConvPlan& t, const BlockTile& tile,
                                              const int64_t* __restrict__ x, int64_t channel0, int units,
                                              uint32_t* patch) {
-  const PatchSource source(p, tile);
+  const PatchSource source(p, t, tile);
   const int64_t channels = p.in_channels / p.groups;
   const int64_t plane = p.height * source.row_size;
   const int64_t* const from = x + (tile.limb * p.in_channels + tile.group * channels) * plane;
@@ -110,16 +110,19 @@ __device__ __forceinline__ void stage_digits(const ConvParams& p, const BlockTil
   }
 }
 
-// kRowTiles: tiles of 16 output channels a warp holds.
-template <int kDigits, int kRowTiles>
+// kRowTiles: tiles of 16 output channels a warp holds. The column tiles of a warp are kWindow outputs each of its 8
+// positions (4 / kWindow times), so that a window's sums lie in one lane; kWindow = 1 is no pool.
+template <int kDigits, int kRowTiles, int kWindow>
 __global__ void __launch_bounds__(kConvThreads, 2)
     conv2d_int8_kernel(const ConvParams p, const ConvPlan t,
                        const int64_t* __restrict__ x,       // [L, C, H, W, S]
                        const int64_t* __restrict__ weight,  // [O, C / groups, KH, KW]
                        const int64_t* __restrict__ bias,    // [L, O] or null
                        const PolyTable poly,                // [L, 1 or O, degree + 1]
+                       const int64_t* __restrict__ factor,  // [L] or null; of the pool
                        const int64_t* __restrict__ moduli,  // [L]
-                       int64_t* __restrict__ y) {           // [L, O, OH, OW, S]
+                       int64_t* __restrict__ y) {           // [L, O, OH, OW, S], pooled
+  constexpr int kPositionTiles = kWarpColumnTiles / kWindow;
   constexpr int kPowers = kPlanes + kDigits - 1;
   constexpr int kFragment = kWarpSize * kWordsPerFragment;
   MCFHE_DYNAMIC_SHARED(shared);
@@ -134,13 +137,15 @@ __global__ void __launch_bounds__(kConvThreads, 2)
   const int lane = thread % kWarpSize;
   const int out_tiles = t.out_warps * kRowTiles;
   const int out_tile0 = warp % t.out_warps * kRowTiles;
-  const int position0 = warp / t.out_warps * kWarpColumnTiles * kTilePositions;
+  const int position0 = warp / t.out_warps * kPositionTiles * kTilePositions;
   const int window = static_cast<int>(p.kernel_h * p.kernel_w);
   const int64_t all_units = (p.in_channels / p.groups + kUnitChannels - 1) / kUnitChannels;
 
   int entry[kWarpColumnTiles];  // of the position whose bytes this lane feeds to the tensor core
 #pragma unroll
-  for (int j = 0; j < kWarpColumnTiles; ++j) entry[j] = patch_entry(p, t, position0 + j * kTilePositions + lane / 4);
+  for (int j = 0; j < kWarpColumnTiles; ++j) {
+    entry[j] = patch_entry<kWindow>(p, t, position0 + j / kWindow * kTilePositions + lane / 4, j % kWindow);
+  }
   int32_t sum[kRowTiles][kWarpColumnTiles][kPowers][4] = {};
 
   if (thread == kConvThreads - 1) limb_slot = make_limb(__ldg(moduli + tile.limb));
@@ -188,7 +193,8 @@ __global__ void __launch_bounds__(kConvThreads, 2)
 
   const Limb limb = limb_slot;
   const int64_t outs = p.out_channels / p.groups;
-  const int64_t plane = p.out_h * p.out_w * p.stream;
+  const int64_t plane = t.stored_h * t.stored_w * p.stream;
+  const uint32_t scale = kWindow == 1 || factor == nullptr ? 1u : static_cast<uint32_t>(__ldg(factor + tile.limb));
 #pragma unroll
   for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
@@ -206,17 +212,18 @@ __global__ void __launch_bounds__(kConvThreads, 2)
           for (int power = kPowers - 1; power >= 0; --power) {
             total = (total << 8) + static_cast<uint64_t>(static_cast<int64_t>(sum[i][j][power][half * 2 + e]));
           }
-          v[j * 2 + e] = reduce_bounded(static_cast<int64_t>(total), limb);
+          v[e * kWarpColumnTiles + j] = reduce_bounded(static_cast<int64_t>(total), limb);
         }
       }
       finish_outputs(p, bias, poly, tile.limb, o, limb, v);
       int64_t* const to = y + (tile.limb * p.out_channels + o) * plane;
 #pragma unroll
-      for (int j = 0; j < kWarpColumnTiles; ++j) {
+      for (int j = 0; j < kPositionTiles; ++j) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int64_t index = output_index(p, t, tile, position0 + j * kTilePositions + lane % 4 * 2 + e);
-          if (index >= 0) to[index] = static_cast<int64_t>(v[j * 2 + e]);
+          const int first = e * kWarpColumnTiles + j * kWindow;
+          if (index >= 0) to[index] = static_cast<int64_t>(pool_window<kWindow>(v, first, scale, limb));
         }
       }
     }

@@ -51,7 +51,7 @@ __device__ __forceinline__ void stage_patch(const ConvParams& p, const ConvPlan&
   };
   using Load = std::conditional_t<kWidth == 2, longlong2, int64_t>;
   constexpr int kBatch = 4;  // loads in flight a thread
-  const PatchSource source(p, tile);
+  const PatchSource source(p, t, tile);
   const int64_t plane = p.height * source.row_size;
   const int64_t* const from = x + (tile.limb * p.in_channels + channel0) * plane;
   const int loads = channels * t.patch_rows * t.row_units.divisor;
@@ -131,18 +131,21 @@ __device__ __forceinline__ void load_broadcast(const Value* from, Value (&to)[kC
   }
 }
 
-// Blocks a multiprocessor should hold: bounds registers at 255, 168 and 64 a thread.
-constexpr int conv_min_blocks(int outputs) { return outputs >= 64 ? 2 : outputs >= 32 ? 3 : 8; }
+// Blocks a multiprocessor should hold: bounds registers at 255, 168, 96 and 64 a thread.
+constexpr int conv_min_blocks(int outputs) { return outputs >= 64 ? 2 : outputs >= 32 ? 3 : outputs >= 16 ? 5 : 8; }
 
-template <typename Path, int kOut, int kPos>
+// A thread holds kOut channels of kPos positions: kPos / kWindow windows of kWindow outputs that are summed before they
+// are stored; kWindow = 1 is no pool.
+template <typename Path, int kOut, int kPos, int kWindow>
 __global__ void __launch_bounds__(kConvThreads, conv_min_blocks(kOut* kPos))
     conv2d_tiled_kernel(const ConvParams p, const ConvPlan t, const int32_t reduce_every,
                         const int64_t* __restrict__ x,       // [L, C, H, W, S]
                         const int64_t* __restrict__ weight,  // [O, C / groups, KH, KW]
                         const int64_t* __restrict__ bias,    // [L, O] or null
                         const PolyTable poly,                // [L, 1 or O, degree + 1]
+                        const int64_t* __restrict__ factor,  // [L] or null; of the pool
                         const int64_t* __restrict__ moduli,  // [L]
-                        int64_t* __restrict__ y) {           // [L, O, OH, OW, S]
+                        int64_t* __restrict__ y) {           // [L, O, OH, OW, S], pooled
   using Value = typename Path::Value;
   using Sum = typename Path::Sum;
   MCFHE_DYNAMIC_SHARED(shared);
@@ -163,7 +166,9 @@ __global__ void __launch_bounds__(kConvThreads, conv_min_blocks(kOut* kPos))
 
   int entry[kPos];
 #pragma unroll
-  for (int j = 0; j < kPos; ++j) entry[j] = patch_entry(p, t, position0 + j * position_step);
+  for (int j = 0; j < kPos; ++j) {
+    entry[j] = patch_entry<kWindow>(p, t, position0 + j / kWindow * position_step, j % kWindow);
+  }
   Sum sum[kOut][kPos] = {};
 
   // The division in make_limb overlaps the loads of the other warps.
@@ -208,7 +213,8 @@ __global__ void __launch_bounds__(kConvThreads, conv_min_blocks(kOut* kPos))
 
   const Limb limb = limb_slot;
   const int64_t outs = p.out_channels / p.groups;
-  const int64_t plane = p.out_h * p.out_w * p.stream;
+  const int64_t plane = t.stored_h * t.stored_w * p.stream;
+  const uint32_t scale = kWindow == 1 || factor == nullptr ? 1u : static_cast<uint32_t>(__ldg(factor + tile.limb));
 #pragma unroll
   for (int i = 0; i < kOut; ++i) {
     const int64_t in_group = tile.out_tile * out_block + out0 + i;
@@ -220,9 +226,9 @@ __global__ void __launch_bounds__(kConvThreads, conv_min_blocks(kOut* kPos))
     finish_outputs(p, bias, poly, tile.limb, o, limb, v);
     int64_t* const to = y + (tile.limb * p.out_channels + o) * plane;
 #pragma unroll
-    for (int j = 0; j < kPos; ++j) {
+    for (int j = 0; j < kPos / kWindow; ++j) {
       const int64_t index = output_index(p, t, tile, position0 + j * position_step);
-      if (index >= 0) to[index] = static_cast<int64_t>(v[j]);
+      if (index >= 0) to[index] = static_cast<int64_t>(pool_window<kWindow>(v, j * kWindow, scale, limb));
     }
   }
 }

@@ -128,7 +128,7 @@ cudaError_t launch_linear(const ConvParams& p, WeightRange range, ConvOptions op
   const bool fits = is_allowed(Arithmetic::kInt64, range);
   if (int64_only && !fits) return cudaErrorInvalidValue;
   const bool mid_sum = !fits || options.arithmetic == Arithmetic::kInt64MidSum;
-  return launch_split(p, range, mid_sum, {x, weight, bias, poly, moduli, y}, stream);
+  return launch_split(p, range, mid_sum, {x, weight, bias, poly, nullptr, moduli, y}, stream);
 }
 
 }  // namespace mcfhe::cuda

@@ -31,7 +31,7 @@ enum class Arithmetic {
 // Outputs one thread of the tiled convolution holds in registers.
 enum class ConvTile {
   kAuto,
-  kSmall,   // 4 channels x 1 position
+  kSmall,   // 4 channels x 1 position, with a pool x 4
   kMedium,  // 8 x 4
   kLarge,   // 8 x 8
   kDirect,  // no shared memory, one output a thread: whatever no tile can hold
@@ -57,6 +57,20 @@ cudaError_t launch_conv2d(const ConvParams& p, WeightRange range, ConvOptions op
                           const int64_t* moduli,  // [L]
                           int64_t* y,             // [L, O, OH, OW, S]
                           cudaStream_t stream);
+
+// conv2d, then bias, then the polynomial, then the sum of every window times a factor, in one launch.
+// cudaErrorNotSupported, with nothing enqueued, for windows of other than kPoolWindow outputs and where no tile holds a
+// whole window (nor does kDirect ever): then launch_conv2d and launch_sum_pool2d are what computes it.
+inline constexpr int kPoolWindow = 4;
+cudaError_t launch_conv2d_pool(const ConvParams& p, PoolWindow pool, WeightRange range, ConvOptions options,
+                               const int64_t* x,       // [L, C, H, W, S]
+                               const int64_t* weight,  // [O, C / groups, KH, KW]
+                               const int64_t* bias,    // [L, O], or null
+                               const int64_t* poly,    // [L, 1 or O, degree + 1]; unused when p.poly_degree is 0
+                               const int64_t* factor,  // [L], or null for 1
+                               const int64_t* moduli,  // [L]
+                               int64_t* y,             // [L, O, OH / pool.h, OW / pool.w, S]
+                               cudaStream_t stream);
 
 // linear, then bias, then the polynomial, in one launch. p has H = W = KH = KW = 1, groups = 1.
 cudaError_t launch_linear(const ConvParams& p, WeightRange range, ConvOptions options,

@@ -16,6 +16,12 @@ struct ConvParams {
   int64_t poly_channel_stride;  // entries between the rows of two output channels; 0: one row for all
 };
 
+// The window of a sum pool behind conv2d: without overlap or padding, y[L, O, OH, OW, S] -> [L, O, OH / h, OW / w, S].
+// Rows and columns that fill no window are dropped.
+struct PoolWindow {
+  int64_t h, w;
+};
+
 // sum_pool2d on x[L, C, H, W, S] -> y[L, C, OH, OW, S].
 struct PoolParams {
   int64_t limbs, channels, height, width, stream;

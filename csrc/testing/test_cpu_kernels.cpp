@@ -2,6 +2,7 @@
 // Built with sanitizers: buffers are exactly as large as the kernels may touch.
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -39,7 +40,9 @@ int64_t horner(__int128 x, const int64_t* c, int64_t degree, int64_t b) {
   return static_cast<int64_t>(r);
 }
 
-void check(const KernelTable& table, const ConvParams& p, int64_t limit, const std::vector<int64_t>& moduli) {
+// The convolution with bias and a polynomial, and the pool where one is wanted.
+void check(const KernelTable& table, const ConvParams& p, std::optional<PoolWindow> wanted, int64_t limit,
+           const std::vector<int64_t>& moduli) {
   const int64_t group_in = p.in_channels / p.groups;
   const int64_t taps = group_in * p.kernel_h * p.kernel_w;
   const std::vector<int64_t> x = residues(moduli, p.in_channels * p.height * p.width * p.stream);
@@ -47,17 +50,23 @@ void check(const KernelTable& table, const ConvParams& p, int64_t limit, const s
   const std::vector<int64_t> poly = residues(moduli, p.out_channels * 3);
   std::vector<int64_t> weight(static_cast<size_t>(p.out_channels * taps));
   for (int64_t& q : weight) q = static_cast<int64_t>(rng() % static_cast<uint64_t>(2 * limit + 1)) - limit;
-  std::vector<int64_t> y(static_cast<size_t>(p.limbs * p.out_channels * p.out_h * p.out_w * p.stream), -1);
+  const std::vector<int64_t> factor = residues(moduli, 1);
+  const PoolWindow pool = wanted.value_or(PoolWindow{1, 1});
+  const int64_t stored_h = p.out_h / pool.h;
+  const int64_t stored_w = p.out_w / pool.w;
+  std::vector<int64_t> y(static_cast<size_t>(p.limbs * p.out_channels * stored_h * stored_w * p.stream), -1);
+  std::vector<int64_t> want(y.size());
 
   int64_t largest = 0;
   for (const int64_t b : moduli) largest = std::max(largest, b);
   BadResidue bad;
   ConvJob job{};
-  job.plan = plan_conv2d(p, limit, limit * taps, largest, table);
+  job.plan = plan_conv2d(p, wanted, limit, limit * taps, largest, table);
   job.x = x.data();
   job.weight = weight.data();
   job.bias = bias.data();
   job.poly = poly.data();
+  job.factor = wanted ? factor.data() : nullptr;
   job.moduli = moduli.data();
   job.y = y.data();
   job.bad = &bad;
@@ -71,12 +80,12 @@ void check(const KernelTable& table, const ConvParams& p, int64_t limit, const s
   for (int64_t task = 0; task < job.plan.tasks; ++task) table.conv2d(job, task, scratch.get());
   if (bad.seen) ++failures;
 
-  size_t at = 0;
   for (int64_t l = 0; l < p.limbs; ++l) {
     for (int64_t o = 0; o < p.out_channels; ++o) {
       for (int64_t oh = 0; oh < p.out_h; ++oh) {
         for (int64_t ow = 0; ow < p.out_w; ++ow) {
-          for (int64_t s = 0; s < p.stream; ++s, ++at) {
+          for (int64_t s = 0; s < p.stream; ++s) {
+            if (oh / pool.h >= stored_h || ow / pool.w >= stored_w) continue;
             __int128 sum = bias[static_cast<size_t>(l * p.out_channels + o)];
             for (int64_t c = 0; c < group_in; ++c) {
               for (int64_t i = 0; i < p.kernel_h; ++i) {
@@ -92,17 +101,21 @@ void check(const KernelTable& table, const ConvParams& p, int64_t limit, const s
                 }
               }
             }
-            const int64_t want = horner(sum, &poly[static_cast<size_t>((l * p.out_channels + o) * 3)], 2,
-                                        moduli[static_cast<size_t>(l)]);
-            if (y[at] != want && ++failures < 10) {
-              std::printf("%s %s: S %lld, entry %zu: got %lld, want %lld\n", table.name, path_name(job.plan.path),
-                          static_cast<long long>(p.stream), at, static_cast<long long>(y[at]),
-                          static_cast<long long>(want));
-            }
+            const int64_t b = moduli[static_cast<size_t>(l)];
+            const int64_t value = horner(sum, &poly[static_cast<size_t>((l * p.out_channels + o) * 3)], 2, b);
+            const int64_t row = ((l * p.out_channels + o) * stored_h + oh / pool.h) * stored_w + ow / pool.w;
+            int64_t& total = want[static_cast<size_t>(row * p.stream + s)];
+            total = (total + value * (wanted ? factor[static_cast<size_t>(l)] : 1)) % b;
           }
         }
       }
     }
+  }
+  for (size_t at = 0; at < y.size(); ++at) {
+    if (y[at] == want[at] || ++failures >= 10) continue;
+    std::printf("%s %s: S %lld, pool %lld x %lld, entry %zu: got %lld, want %lld\n", table.name,
+                path_name(job.plan.path), static_cast<long long>(p.stream), static_cast<long long>(pool.h),
+                static_cast<long long>(pool.w), at, static_cast<long long>(y[at]), static_cast<long long>(want[at]));
   }
 }
 
@@ -125,7 +138,8 @@ void run(const KernelTable& table) {
         p.out_w = (p.width + 2 * p.padding_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
         p.poly_degree = 2;
         p.poly_channel_stride = 3;
-        check(table, p, limit, moduli);
+        check(table, p, std::nullopt, limit, moduli);
+        check(table, p, PoolWindow{1 + variant / 2, 1 + variant % 2}, limit, moduli);
       }
     }
   }

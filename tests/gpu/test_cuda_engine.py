@@ -14,6 +14,7 @@ from mcfhe.errors import ParameterError
 from tests.gpu.conftest import Draw
 from tests.shapes import PRIMES_30
 from tests.test_engine import residual_program
+from tests.test_schedule import JOINED
 
 pytestmark = pytest.mark.gpu
 
@@ -53,6 +54,16 @@ def test_equals_cpu(draw: Draw, stream: int, tile_bytes: int | None, graphs: boo
         resident = engine.run(binding, x.cuda())
         assert resident.is_cuda
         assert torch.equal(resident.cpu(), expected(x))
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_pools_in_and_behind_convolutions_equal_cpu(draw: Draw, name: str, graphs: bool) -> None:
+    engine, host = Engine(JOINED[name], torch.device("cuda"), None, graphs), Engine(JOINED[name])
+    for moduli in (MODULI, torch.tensor((2**31 - 1, 3, 1000))):
+        for stream in (1, 4, 67):
+            x = draw(moduli, 2, 7, 7, stream)
+            bindings = (engine.bind(moduli.tolist()), host.bind(moduli.tolist()))
+            assert torch.equal(engine.run(bindings[0], x), host.run(bindings[1], x))
 
 
 def test_one_graph_serves_every_key(draw: Draw) -> None:

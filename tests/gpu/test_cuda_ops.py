@@ -128,6 +128,91 @@ def test_conv2d_random_shapes_equal_cpu(draw: Draw, device: torch.device, seed: 
     assert torch.equal(conv2d(moved(inputs, device), shape, None).cpu(), conv2d(inputs, shape, None))
 
 
+# A window of four outputs goes into the convolution's launch, one of another size takes a second launch.
+POOLS = [(2, 2), (1, 4), (4, 1), (3, 2), (1, 1)]
+
+
+def conv2d_pool(
+    inputs: Inputs, shape: ConvShape, bounds: tuple[int, int] | None, pool: tuple[int, int], factor: Tensor | None
+) -> Tensor:
+    sizes = (list(shape.stride), list(shape.padding), list(shape.dilation), shape.groups)
+    result: Tensor = torch.ops.mcfhe.conv2d(*inputs, *sizes, bounds, list(pool), factor)
+    return result
+
+
+def pool_inputs(draw: Draw, shape: ConvShape, moduli: Tensor, stream: int, limit: int) -> Inputs:
+    x = draw(moduli, shape.channels, shape.height, shape.width, stream)
+    w = weights(limit, shape.out_channels, shape.channels // shape.groups, *shape.kernel)
+    return x, w, draw(moduli, shape.out_channels), draw(moduli, 1, 3), moduli
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETIC)
+@pytest.mark.parametrize("name", ["odd-channels", "groups"])
+def test_conv2d_pool_equals_oracle(draw: Draw, device: torch.device, name: str, arithmetic: str) -> None:
+    shape = SMALL_CONVS[name]
+    limit, bounds = ARITHMETIC[arithmetic]
+    inputs = pool_inputs(draw, shape, MODULI, 4, limit)
+    x, w, bias, poly, _ = inputs
+    whole = reference.conv2d(
+        x, w, bias, MODULI, poly=poly, stride=shape.stride, padding=shape.padding, groups=shape.groups
+    )
+    factor = draw(MODULI)
+    got = conv2d_pool(moved(inputs, device), shape, bounds, (2, 2), factor.to(device))
+    assert torch.equal(got.cpu(), reference.sum_pool2d(whole, MODULI, kernel=(2, 2), factor=factor))
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETIC)
+@pytest.mark.parametrize("stream", [1, 4, 33, 260])
+@pytest.mark.parametrize("name", SMALL_CONVS)
+def test_conv2d_pools_equal_cpu(draw: Draw, device: torch.device, name: str, stream: int, arithmetic: str) -> None:
+    """Windows that fill the output, and windows that leave rows and columns over."""
+    shape = SMALL_CONVS[name]
+    limit, bounds = ARITHMETIC[arithmetic]
+    inputs = pool_inputs(draw, shape, MODULI, stream, limit)
+    for pool in POOLS:
+        if any(window > size for window, size in zip(pool, shape.out_size, strict=True)):
+            continue
+        for factor in (None, draw(MODULI)):
+            got = conv2d_pool(moved(inputs, device), shape, bounds, pool, on(device, factor))
+            assert torch.equal(got.cpu(), conv2d_pool(inputs, shape, bounds, pool, factor))
+
+
+@pytest.mark.parametrize("arithmetic", ["double", "int64", "int64-mid"])
+@pytest.mark.parametrize("pool", POOLS[:3])
+def test_conv2d_pool_largest_sums(device: torch.device, pool: tuple[int, int], arithmetic: str) -> None:
+    """Every output of every window b - 1, times b - 1."""
+    shape = ConvShape(2, 9, 9, 1, kernel=(1, 1))
+    bounds = {"double": (2, 3), "int64": (2, 2**32), "int64-mid": (2, 2**40)}[arithmetic]
+    x = (MODULI - 1).view(-1, 1, 1, 1, 1).expand(-1, 2, 9, 9, 4).contiguous()
+    w = torch.tensor([2, -1]).view(1, 2, 1, 1)
+    got = conv2d_pool(moved((x, w, None, None, MODULI), device), shape, bounds, pool, (MODULI - 1).to(device))
+    expected = torch.tensor([4 * (b - 1) ** 2 % b for b in EDGE_MODULI])
+    assert torch.equal(got.cpu(), expected.view(-1, 1, 1, 1, 1).expand(got.shape))
+
+
+@pytest.mark.parametrize("arithmetic", ["double", "int64"])
+@pytest.mark.parametrize("stream", [1, 4, 64, 400, 4096])
+@pytest.mark.parametrize("name", LENET_CONVS)
+def test_conv2d_pool_equals_cpu(draw: Draw, device: torch.device, name: str, stream: int, arithmetic: str) -> None:
+    shape = LENET_CONVS[name]
+    limit, bounds = ARITHMETIC[arithmetic]
+    moduli = PRIMES if shape.macs * stream < 10**9 else PRIMES[:1]
+    x = draw(moduli, shape.channels, shape.height, shape.width, stream)
+    w = weights(limit, shape.out_channels, shape.channels, *shape.kernel)
+    square = torch.tensor([0, 0, 1]).expand(len(moduli), 1, 3)
+    inputs: Inputs = (x, w, draw(moduli, shape.out_channels), square, moduli)
+    factor = draw(moduli)
+    got = conv2d_pool(moved(inputs, device), shape, bounds, (2, 2), factor.to(device))
+    assert torch.equal(got.cpu(), conv2d_pool(inputs, shape, bounds, (2, 2), factor))
+
+
+def test_conv2d_pool_where_no_tile_holds_a_window(draw: Draw, device: torch.device) -> None:
+    shape = ConvShape(1, 201, 202, 1, kernel=(2, 2), dilation=(100, 100), stride=(90, 90))
+    inputs: Inputs = (draw(PRIMES, 1, 201, 202, 3), weights(200, 1, 1, 2, 2), None, None, PRIMES)
+    got = conv2d_pool(moved(inputs, device), shape, None, (2, 2), None)
+    assert torch.equal(got.cpu(), conv2d_pool(inputs, shape, None, (2, 2), None))
+
+
 @pytest.mark.parametrize("limit", [200, 2**31 - 1])
 @pytest.mark.parametrize("stream", [1, 3, 4, 16, 17, 64, 400, 4096])
 @pytest.mark.parametrize("name", [*LENET_LINEARS, "long", "odd"])
@@ -226,6 +311,10 @@ def test_bad_arguments_are_refused(draw: Draw, device: torch.device) -> None:
         conv2d((x.int(), w, None, None, md), shape, None)
     with pytest.raises(RuntimeError, match="2\\^31 - 1"):
         conv2d((x, w * 2**30, None, None, md), shape, None)
+    with pytest.raises(RuntimeError, match="pool width: the window spans 4"):
+        conv2d_pool((x, w, None, None, md), shape, None, (1, 4), None)
+    with pytest.raises(RuntimeError, match="pool_factor is on another device"):
+        conv2d_pool((x, w, None, None, md), shape, None, (2, 2), PRIMES)
     with pytest.raises(RuntimeError, match="groups"):
         torch.ops.mcfhe.conv2d(x, w, None, None, md, [1, 1], [0, 0], [1, 1], 3, None)
 

@@ -71,6 +71,8 @@ class Conv:
     tiles: Sequence[str] = ("small", "medium", "large", "direct")
     numbers: Numbers = field(default_factory=dict)  # more for the driver
     linear: bool = False
+    pool: Pair | None = None  # window of a sum pool in the same launch
+    scaled: bool = False  # with a factor a limb behind it
 
     def tensors(self) -> tuple[Ints, Ints, Ints | None, Ints | None]:
         rng = np.random.default_rng(self.seed)
@@ -111,6 +113,7 @@ class Conv:
             if max_sum > LIMITS.get(name, max_sum) or (name == "int8" and max_abs > INT8_MAX_ABS):
                 continue
             tiles: Sequence[str] = ("any",) if name in ("auto", "int8") else self.tiles
+            tiles = [tile for tile in tiles if tile != "direct" or self.pool is None]
             found += [(name, tile) for tile in tiles if name != "mid_sum" or tile not in ("medium", "large")]
         return found
 
@@ -127,6 +130,14 @@ class Conv:
             dilation=self.dilation,
             groups=self.groups,
         )
+        op, factor = "linear" if self.linear else "conv2d", None
+        if self.pool is not None:
+            op = "conv2d_pool"
+            if self.scaled:
+                factor = random_residues(np.random.default_rng(self.seed + 1), self.moduli, ())
+            expected = oracle.sum_pool2d(
+                expected, self.moduli, kernel=self.pool, stride=self.pool, padding=(0, 0), factor=factor
+            )
         max_abs, max_sum = oracle.weight_bounds(weight)
         numbers: Numbers = {
             **self.geometry(),
@@ -134,10 +145,12 @@ class Conv:
             "poly_channel_stride": 0 if poly is None or poly.shape[1] == 1 else poly.shape[2],
             "max_abs": max_abs,
             "max_sum": max_sum,
+            **(sizes(pool_h=self.pool[0], pool_w=self.pool[1]) if self.pool is not None else {}),
             **self.numbers,
         }
         buffers: Buffers = {"x": x, "weight": weight, "bias": bias, "poly": poly, "moduli": ints(self.moduli)}
+        buffers["factor"] = factor
         for schedule, (name, tile) in enumerate(self.ways(max_abs, max_sum), self.seed):
             way = sizes(arithmetic=ARITHMETIC[name], tile=TILES[tile], schedule=schedule % 5)
-            got = driver.launch("linear" if self.linear else "conv2d", numbers | way, buffers)
+            got = driver.launch(op, numbers | way, buffers)
             assert same(got, expected), (name, tile)

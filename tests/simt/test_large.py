@@ -54,6 +54,19 @@ def test_conv2d(driver: Driver, arithmetic: str, tile: str) -> None:
     assert launch(driver, "conv2d", numbers, buffers) == [BIG - 14, 7]
 
 
+@pytest.mark.parametrize(
+    ("arithmetic", "tile"), [("double", "large"), ("int64", "medium"), ("mid_sum", "small"), ("int8", "any")]
+)
+def test_conv2d_pool(driver: Driver, arithmetic: str, tile: str) -> None:
+    stream = 2**31 + 5
+    numbers = sizes(limbs=1, in_channels=1, height=2, width=2, stream=stream, out_channels=1, kernel_h=1, kernel_w=1)
+    numbers |= sizes(out_h=2, out_w=2, max_abs=7, max_sum=7, arithmetic=ARITHMETIC[arithmetic], tile=TILES[tile])
+    corner = 4 * stream - 1  # row 1, column 1, last stream entry
+    x = Sparse(4 * stream, {0: 3, corner: BIG - 1, corner - stream: 3})
+    buffers: Buffers = {"x": x, "weight": [-7], "factor": [2], "moduli": [BIG], "at": Host([0, stream - 1])}
+    assert launch(driver, "conv2d_pool", numbers | sizes(pool_h=2, pool_w=2), buffers) == [BIG - 42, BIG - 28]
+
+
 def test_conv2d_naive(driver: Driver) -> None:
     entries = 2**31 + 5
     numbers = sizes(limbs=1, in_channels=1, stream=entries, out_channels=1)

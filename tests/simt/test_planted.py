@@ -23,6 +23,7 @@ CAUGHT_BY = {
     "global_write_out_of_bounds": {"race": "out-of-bounds global write", "address": "heap-buffer-overflow"},
     "shared_read_out_of_bounds": {"race": "out-of-bounds shared read", "address": "heap-buffer-overflow"},
     "static_shared_out_of_bounds": {"address": "global-buffer-overflow"},
+    "incomplete_window": {"race": "out-of-bounds global read", "address": "heap-buffer-overflow"},
     "misaligned_pair": {"race": "misaligned", "address": "misaligned"},
     "index_overflow_unsigned": {"race": "32-bit index overflow", "address": "32-bit index overflow"},
     "index_overflow_int": {"race": "32-bit index overflow", "address": "32-bit index overflow"},

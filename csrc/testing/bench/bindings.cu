@@ -11,6 +11,7 @@
 #define MCFHE_EXPORT extern "C" __attribute__((visibility("default")))
 
 using mcfhe::ConvParams;
+using mcfhe::PoolParams;
 using mcfhe::bench::Unit;
 using mcfhe::cuda::Arithmetic;
 using mcfhe::cuda::ConvTile;
@@ -22,6 +23,21 @@ MCFHE_EXPORT int mcfhe_bench_conv2d(const ConvParams* p, int64_t max_abs, int64_
   return mcfhe::cuda::launch_conv2d(*p, {max_abs, max_sum},
                                     {static_cast<Arithmetic>(arithmetic), static_cast<ConvTile>(tile)}, x, weight, bias,
                                     poly, moduli, y, static_cast<cudaStream_t>(stream));
+}
+
+// cudaErrorNotSupported where the pool does not go into the convolution's launch.
+MCFHE_EXPORT int mcfhe_bench_conv2d_pool(const ConvParams* p, int64_t pool_h, int64_t pool_w, int64_t max_abs,
+                                         int64_t max_sum, int arithmetic, int tile, const int64_t* x,
+                                         const int64_t* weight, const int64_t* bias, const int64_t* poly,
+                                         const int64_t* factor, const int64_t* moduli, int64_t* y, void* stream) {
+  return mcfhe::cuda::launch_conv2d_pool(*p, {pool_h, pool_w}, {max_abs, max_sum},
+                                         {static_cast<Arithmetic>(arithmetic), static_cast<ConvTile>(tile)}, x, weight,
+                                         bias, poly, factor, moduli, y, static_cast<cudaStream_t>(stream));
+}
+
+MCFHE_EXPORT int mcfhe_bench_sum_pool2d(const PoolParams* p, const int64_t* x, const int64_t* factor,
+                                        const int64_t* moduli, int64_t* y, void* stream) {
+  return mcfhe::cuda::launch_sum_pool2d(*p, x, factor, moduli, y, static_cast<cudaStream_t>(stream));
 }
 
 MCFHE_EXPORT int mcfhe_bench_linear(const ConvParams* p, int64_t max_abs, int64_t max_sum, int arithmetic, int tile,

@@ -170,6 +170,17 @@ cudaError_t run_conv(Call& c, Launcher launcher) {
                   c.input("moduli"), c.output(entries(p)), nullptr);
 }
 
+cudaError_t run_conv_pool(Call& c) {
+  const ConvParams p = conv_params(c);
+  const PoolWindow pool{c.number("pool_h"), c.number("pool_w")};
+  const cuda::WeightRange range{c.number("max_abs"), c.number("max_sum")};
+  const cuda::ConvOptions options{static_cast<cuda::Arithmetic>(c.number("arithmetic", 0)),
+                                  static_cast<cuda::ConvTile>(c.number("tile", 0))};
+  const int64_t stored = p.limbs * p.out_channels * (p.out_h / pool.h) * (p.out_w / pool.w) * p.stream;
+  return cuda::launch_conv2d_pool(p, pool, range, options, c.input("x"), c.input("weight"), c.input("bias"),
+                                  c.input("poly"), c.input("factor"), c.input("moduli"), c.output(stored), nullptr);
+}
+
 cudaError_t run_naive(Call& c) {
   const ConvParams p = conv_params(c);
   return baseline::launch_conv2d_naive(p, c.input("x"), c.input("weight"), c.input("moduli"), c.output(entries(p)),
@@ -258,6 +269,7 @@ cudaError_t run_planted(Call& c) {
 const std::map<std::string, std::function<cudaError_t(Call&)>> kOps = {
     {"conv2d", [](Call& c) { return run_conv(c, &cuda::launch_conv2d); }},
     {"linear", [](Call& c) { return run_conv(c, &cuda::launch_linear); }},
+    {"conv2d_pool", run_conv_pool},
     {"conv2d_naive", run_naive},
     {"sum_pool2d", run_pool},
     {"square", run_square},

@@ -38,6 +38,16 @@ __global__ void static_shared_out_of_bounds_kernel(bool bug, const int64_t* x, i
   y[i] = from[bug ? i + 1 : i];
 }
 
+// Sums of windows of three, the last of which has too few entries left.
+__global__ void incomplete_window_kernel(bool bug, const int64_t* x, int64_t* y) {
+  constexpr int kWindow = 3;
+  const int windows = bug ? (kThreads + kWindow - 1) / kWindow : kThreads / kWindow;
+  const int i = static_cast<int>(threadIdx.x);
+  int64_t sum = 0;
+  for (int k = 0; k < kWindow && i < windows; ++k) sum += x[i * kWindow + k];
+  y[i] = sum;
+}
+
 __global__ void misaligned_pair_kernel(bool bug, const int64_t* x, int64_t* y) {
   if (threadIdx.x >= kThreads / 2) return;
   const int i = static_cast<int>(threadIdx.x);
@@ -77,6 +87,7 @@ PLANTED(global_read_out_of_bounds, 1);
 PLANTED(global_write_out_of_bounds, 1);
 PLANTED(shared_read_out_of_bounds, 1);
 PLANTED(static_shared_out_of_bounds, 1);
+PLANTED(incomplete_window, 1);
 PLANTED(misaligned_pair, 1);
 PLANTED(index_overflow_unsigned, kBlocksUnsigned);
 PLANTED(index_overflow_int, kBlocksInt);
