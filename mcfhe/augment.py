@@ -16,6 +16,8 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 MAX_ROTATION = math.radians(10)
 MAX_SCALING = 0.1
 MAX_SLIDE = 2.0  # pixels, of :func:`_affine`
+MAX_GAIN = 1.25
+MAX_OFFSET = 25.0  # pixel values
 
 
 def _unchanged(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -51,6 +53,29 @@ def _affine(images: Tensor, generator: torch.Generator) -> Tensor:
     return moved.round().clamp(0, 255).to(torch.uint8)
 
 
+def _exposed(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Brighter or darker, with more or less contrast, as another apparatus would take it."""
+    gain, offset = (2 * torch.rand((2, len(images), 1, 1, 1), generator=generator) - 1).to(images.device).unbind()
+    changed = images.float() * (math.log(MAX_GAIN) * gain).exp() + MAX_OFFSET * offset
+    return changed.round().clamp(0, 255).to(torch.uint8)
+
+
+def _in_turn(images: Tensor, generator: torch.Generator, changes: tuple[Augmentation, ...]) -> Tensor:
+    for change in changes:
+        images = change(images, generator)
+    return images
+
+
+def _half(images: Tensor, generator: torch.Generator, change: Augmentation) -> Tensor:
+    """Every image changed or as it was, with equal chance: interpolation blurs, and a network that has never seen a
+    sharp image may take sharpness for a feature."""
+    changed = change(images, generator)
+    kept = torch.rand((len(images), 1, 1, 1), generator=generator) < 0.5
+    return torch.where(kept.to(images.device), images, changed)
+
+
+_affine_exposed = partial(_in_turn, changes=(_affine, _exposed))
+
 #: From uint8 ``[b, C, H, W]`` and a generator on the CPU to the same shape and dtype, by the name ``augment=`` takes.
 AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
     {
@@ -60,5 +85,8 @@ AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
         "shift2-flip": partial(_shift, pixels=2, mirror=True),
         "crop-flip": partial(_shift, pixels=4, mirror=True),
         "affine": _affine,
+        "affine-exposure": _affine_exposed,
+        "half-affine": partial(_half, change=_affine),
+        "half-affine-exposure": partial(_half, change=_affine_exposed),
     }
 )

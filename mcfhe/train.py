@@ -22,6 +22,7 @@ from mcfhe.augment import AUGMENTATIONS
 from mcfhe.cards import ModelCard
 from mcfhe.datasets import Dataset
 from mcfhe.errors import ParameterError
+from mcfhe.range_penalty import RangePenalty
 from mcfhe.scoring import accuracy, normalise, statistics
 
 PRECISIONS = ("float32", "bfloat16")
@@ -76,6 +77,7 @@ def train(
     limit: int | None = None,
     device: str = "cpu",
     label_smoothing: float = 0.0,
+    range_penalty: float = 0.0,
     precision: str = "float32",
     initial: str | os.PathLike[str] | None = None,
     command: str | None = None,
@@ -97,7 +99,8 @@ def train(
         data: folder of the user's to find the data set in.
         progress: show a progress bar on standard error if that is a terminal.
         augment: ``none``, ``shift`` (by up to one pixel each way), ``shift-flip`` (also mirrored left to right),
-            ``crop-flip`` (by up to four pixels, mirrored) or ``affine`` (turned, scaled and moved).
+            ``crop-flip`` (by up to four pixels, mirrored), ``affine`` (turned, scaled and moved), ``affine-exposure``
+            (also brighter or darker, of other contrast), or one of the last two for ``half-`` of the images.
         weight_decay: decoupled, >= 0, on weights and normalisation gains, not on biases and coefficients.
         validation: hold out this many training images, drawn by seed, and report their accuracy after every epoch.
         balance: weight each class by the inverse of its frequency in the training split.
@@ -106,6 +109,7 @@ def train(
         limit: use only the first so many images of either split.
         device: of the training; the returned model is on the CPU.
         label_smoothing: share of every target that goes to all classes alike, 0 <= s < 1.
+        range_penalty: weight, >= 0, of :class:`mcfhe.range_penalty.RangePenalty` in the loss.
         precision: ``bfloat16`` runs convolutions and linear layers in it, channels last, on weights kept in float32;
             faster where the processor has bfloat16 products.
         initial: go on from this model file, without batch norm: the network that is trained is then the one that is
@@ -130,6 +134,8 @@ def train(
         raise ParameterError(f"grid_bits: {grid_bits}; use 1..20, or 0 for no grid")
     if not 0 <= label_smoothing < 1:
         raise ParameterError(f"label_smoothing: {label_smoothing}; use 0 or more, below 1")
+    if not (math.isfinite(range_penalty) and range_penalty >= 0):
+        raise ParameterError(f"range_penalty: {range_penalty}; use 0 or more")
     if precision not in PRECISIONS:
         raise ParameterError(f"precision: {precision!r}; choose one of {', '.join(PRECISIONS)}")
     train_set, test_set = _splits(dataset, data, limit)
@@ -144,6 +150,7 @@ def train(
     }
     optional |= {"initial": (None if initial is None else Path(initial).name, None)}
     optional |= {"label-smoothing": (label_smoothing, 0.0), "precision": (precision, "float32")}
+    optional |= {"range-penalty": (range_penalty, 0.0)}
     options |= {name: value for name, (value, default) in optional.items() if value != default}
     card = ModelCard(
         arch=arch,
@@ -174,7 +181,18 @@ def train(
         model = before if initial is not None else models.build(arch, **{**card.arguments, "batch_norm": True})
     model.to(device)
     loop = _Loop(
-        model, train_set, card, epochs, batch_size, lr, weight_decay, augment, balance, label_smoothing, precision
+        model,
+        train_set,
+        card,
+        epochs,
+        batch_size,
+        lr,
+        weight_decay,
+        augment,
+        balance,
+        label_smoothing,
+        range_penalty,
+        precision,
     )
     history = []
     with _progress(epochs, progress) as advance:
@@ -220,10 +238,13 @@ class _Loop:
         augment: str,
         balance: bool,
         label_smoothing: float,
+        range_penalty: float,
         precision: str,
     ) -> None:
         self.model, self.card, self.lr = model, card, lr
         self.augment, self.label_smoothing = AUGMENTATIONS[augment], label_smoothing
+        self.range_penalty = range_penalty
+        self.penalty = RangePenalty(model) if range_penalty else None
         self.low_precision = precision == "bfloat16"
         if self.low_precision:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -260,6 +281,8 @@ class _Loop:
             loss = F.cross_entropy(
                 scores, self.labels[batch], weight=self.class_weights, label_smoothing=self.label_smoothing
             )
+            if self.penalty is not None:
+                loss = loss + self.range_penalty * self.penalty.take()
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)

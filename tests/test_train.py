@@ -19,6 +19,7 @@ from mcfhe.activations import PolyActivation
 from mcfhe.augment import AUGMENTATIONS
 from mcfhe.datasets import Dataset
 from mcfhe.errors import ParameterError
+from mcfhe.range_penalty import RANGE, RangePenalty
 from mcfhe.recipes import RECIPES
 from mcfhe.train import Epoch, TrainResult, train
 
@@ -188,6 +189,25 @@ def test_warps_are_small_and_of_each_image() -> None:
     assert abs(float(centre.mean()) - 13.5) < 0.3
 
 
+def test_exposures_change_brightness_and_contrast() -> None:
+    ramp = torch.arange(60, 190, dtype=torch.uint8).expand(400, 1, 13, 130).clone()
+    changed = AUGMENTATIONS["affine-exposure"](ramp, torch.Generator().manual_seed(0))
+    middle = changed[:, 0, 6, 30:100].double()
+    gains = (middle[:, -1] - middle[:, 0]) / 69
+    offsets = middle.mean(1) - gains * 124.5
+    assert 0.7 < float(gains.min()) < 0.85 < 1.15 < float(gains.max()) < 1.45
+    assert -40 < float(offsets.min()) < -15 < 15 < float(offsets.max()) < 40  # 25, and up to 10 by the slides
+
+
+def test_half_of_the_images_stay_sharp() -> None:
+    images = torch.randint(0, 256, (1000, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    whole = AUGMENTATIONS["affine"](images, torch.Generator().manual_seed(0))
+    half = AUGMENTATIONS["half-affine"](images, torch.Generator().manual_seed(0))
+    kept, changed = ((half == other).flatten(1).all(1) for other in (images, whole))
+    assert bool((kept ^ changed).all())
+    assert 450 < int(kept.sum()) < 550
+
+
 def test_low_precision_learns_the_same_task() -> None:
     sets = (bars(256, 0, channels=3), bars(128, 1, channels=3, split="test"))
     result = quick(arch="resnet7", dataset=sets, precision="bfloat16", label_smoothing=0.1, epochs=4, lr=0.01)
@@ -219,6 +239,43 @@ def test_a_model_of_another_kind_is_not_gone_on_from(result: TrainResult, tmp_pa
         quick(initial=tmp_path / "first.safetensors", activation="square")
     with pytest.raises(ParameterError, match="initial: its arch is lenet"):
         quick(initial=tmp_path / "first.safetensors", arch="resnet_tiny")
+
+
+def test_the_range_penalty_is_of_what_lies_outside() -> None:
+    model = nn.Sequential(PolyActivation(), nn.Identity(), PolyActivation((0.0, 1.0)))
+    penalty = RangePenalty(model)
+    x = torch.tensor([[0.0, RANGE, -RANGE, 3.5], [RANGE + 2, -RANGE - 1, 1.0, -1.0]], requires_grad=True)
+    activated = model[0](x.detach())
+    penalty.take()
+    model(x)
+    outside = [(v.abs() - RANGE).clamp(min=0).square().mean() for v in (x.detach(), activated)]
+    found = penalty.take()
+    assert torch.allclose(found.detach(), torch.stack(outside).sum())
+    found.backward()
+    assert x.grad is not None
+    assert bool((x.grad[1, :2] != 0).all())
+    model.eval()(x)
+    with torch.no_grad():
+        model.train()(torch.zeros(1, 4))
+    assert float(penalty.take()) == 0  # forgotten once taken, and evaluation is not counted
+
+
+def test_the_range_penalty_keeps_inputs_in_range() -> None:
+    def largest(result: TrainResult) -> float:
+        seen: list[float] = []
+        for module in result.model.modules():
+            if isinstance(module, PolyActivation):
+                module.register_forward_pre_hook(lambda _, inputs: seen.append(float(inputs[0].abs().max())))
+        scoring.scores(result.model, SETS[0].images, result.card.mean, result.card.std)
+        return max(seen)
+
+    free, held = quick(epochs=4), quick(epochs=4, range_penalty=10.0)
+    assert "--range-penalty 10.0" in held.card.command
+    assert "range-penalty" not in free.card.command
+    assert largest(held) < largest(free)
+    assert held.test_accuracy >= 0.95
+    with pytest.raises(ParameterError, match="range_penalty: -1"):
+        quick(range_penalty=-1.0)
 
 
 def test_every_recipe_is_complete() -> None:

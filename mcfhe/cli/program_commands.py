@@ -45,13 +45,14 @@ def _use_recipe(context: click.Context, parameter: click.Parameter, name: str | 
 @click.option("--seed", default=0, show_default=True, help="Of weights, order and augmentation.")
 @click.option("--lr", default=4e-3, show_default=True, help="Peak learning rate.")
 @click.option("--batch-size", default=256, show_default=True, help="Images in a step.")
-@click.option("--augment", default="shift", show_default=True, help="none, shift, shift-flip, crop-flip or affine.")
+@click.option("--augment", default="shift", show_default=True, help="How images are changed: none, shift, affine, ...")
 @click.option("--weight-decay", default=0.1, show_default=True, help="Decoupled weight decay.")
 @click.option("--validation", default=0, show_default=True, help="Training images held out, scored every epoch.")
 @click.option("--balance", is_flag=True, help="Weight classes by inverse frequency.")
 @click.option("--activation", default="poly", show_default=True, help="poly or square.")
 @click.option("--grid-bits", default=8, show_default=True, help="Snap weights to multiples of 2**-bits; 0: do not.")
 @click.option("--label-smoothing", default=0.0, show_default=True, help="Share of a target spread over all classes.")
+@click.option("--range-penalty", default=0.0, show_default=True, help="Weight of a loss on large activation inputs.")
 @click.option("--precision", default="float32", show_default=True, help="float32, or bfloat16 for large convolutions.")
 @click.option("--initial", type=click.Path(path_type=Path), help="Go on from this model, without batch norm.")
 @click.option("--limit", type=int, help="Use only so many images of either split.")
@@ -74,6 +75,7 @@ def train(
     activation: str,
     grid_bits: int,
     label_smoothing: float,
+    range_penalty: float,
     precision: str,
     initial: Path | None,
     limit: int | None,
@@ -106,6 +108,7 @@ def train(
         limit=limit,
         device=device,
         label_smoothing=label_smoothing,
+        range_penalty=range_penalty,
         precision=precision,
         initial=initial,
     )
