@@ -64,6 +64,29 @@ def measure(result: TrainResult, validation: Dataset) -> dict[str, float]:
     }
 
 
+def table(report: dict[str, Any]) -> list[str]:
+    """The candidates as a Markdown table, and what came of the choice."""
+    lines = [
+        "| augmentation | classes weighted | as they are | changed | mean | accuracy |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in report["candidates"]:
+        mean = {key: statistics.fmean(seed[key] for seed in row["seeds"]) for key in ("plain", "changed", "accuracy")}
+        lines.append(
+            f"| {row['augment']} | {'yes' if row['balance'] else 'no'} | {mean['plain']:.1%} | {mean['changed']:.1%} | "
+            f"{row['score']:.1%} | {mean['accuracy']:.1%} |"
+        )
+    chosen = report["chosen"]
+    last = len(chosen["test"]) - 1
+    test = ", ".join(f"{value:.2%}" for value in chosen["test"])
+    return [
+        *lines,
+        "",
+        f"Chosen: {chosen['augment']}{', classes weighted' if chosen['balance'] else ''}. Test set, seeds 0 to {last}: "
+        f"{test}; {chosen['mean']:.1%} on average. Seed {chosen['seed']}, the best on validation, is shipped.",
+    ]
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, help="folder with pneumoniamnist.npz")

@@ -1,7 +1,7 @@
 """Writes the tables of docs/models.md: ``python -m benchmarks.render_models`` (``--check`` compares).
 
 The commands come from the cards of the shipped models, the accuracies from benchmarks/results/accuracy.json, the
-comparison with peers from benchmarks/results/peers.json.
+choice of a recipe from benchmarks/results/recipe.json, the comparison with peers from benchmarks/results/peers.json.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, peers
+from benchmarks import accuracy, choose_recipe, peers
 from benchmarks.sections import replaced, run
 from benchmarks.shipped import shipped
 from mcfhe import models
@@ -34,9 +34,10 @@ def accuracies() -> list[str]:
     if report is None:
         return []
     minutes = report["seconds"] / 60
+    runs = "in one run" if report["one_run"] else "over all models, which were not measured in one run"
     return [
         f"Measured by `make accuracy` on {report['cores']} cores of {report['device']}, a shared machine; "
-        f"{minutes:.0f} minutes over all models, which need not have been measured in one run:",
+        f"{minutes:.0f} minutes {runs}:",
         "",
         *accuracy.table(report["models"]),
     ]
@@ -53,13 +54,23 @@ def comparison() -> list[str]:
     ]
 
 
+def recipe() -> list[str]:
+    report = _read(choose_recipe.COMMITTED)
+    return [] if report is None else choose_recipe.table(report)
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
 def render(text: str) -> str:
     """The page with its sections made anew."""
-    for name, lines in (("commands", commands()), ("accuracy", accuracies()), ("peers", comparison())):
+    for name, lines in (
+        ("commands", commands()),
+        ("recipe", recipe()),
+        ("accuracy", accuracies()),
+        ("peers", comparison()),
+    ):
         text = replaced(text, f"<!-- {name}:start -->", f"<!-- {name}:end -->", lines)
     return text
 
