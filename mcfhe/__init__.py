@@ -26,7 +26,7 @@ _HOME = {
     "Response": "mcfhe.wire",
     "SecretKey": "mcfhe.modular.keys",
     "Server": "mcfhe.server",
-    "StagedClient": "mcfhe.staged",
+    "StagedClient": "mcfhe.staged_client",
     "StagedProgram": "mcfhe.staged",
     "StagedServer": "mcfhe.staged",
     "build_info": "mcfhe._extension",
@@ -89,7 +89,8 @@ if TYPE_CHECKING:
     from mcfhe.server import Server
     from mcfhe.shortfall import explain
     from mcfhe.spec import ClientSpec
-    from mcfhe.staged import StagedClient, StagedProgram, StagedServer
+    from mcfhe.staged import StagedProgram, StagedServer
+    from mcfhe.staged_client import StagedClient
     from mcfhe.wire import Request, Response
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -18,6 +18,7 @@ from mcfhe.modular import decrypt, encrypt
 from mcfhe.modular.keys import EvaluationKey, SecretKey
 from mcfhe.modular.params import integer
 from mcfhe.spec import DEFAULT_PROFILE, ClientSpec, ProfileSpec
+from mcfhe.staged_spec import Levels, StagedSpec
 from mcfhe.wiping import wipe
 from mcfhe.wire import Request, Response, check_match
 
@@ -32,6 +33,12 @@ def _lattice_client() -> Any:
     from mcfhe.lattice.client import LatticeClient  # loads SEAL's wheel
 
     return LatticeClient
+
+
+def _staged_client() -> Any:
+    from mcfhe.staged_client import StagedClient
+
+    return StagedClient
 
 
 class Client:
@@ -65,7 +72,7 @@ class Client:
     @classmethod
     def generate(
         cls,
-        spec: ClientSpec | LatticeSpec,
+        spec: ClientSpec | LatticeSpec | StagedSpec,
         lanes: int = 4,
         profile: str = DEFAULT_PROFILE,
         noise: int | None = None,
@@ -83,10 +90,15 @@ class Client:
         and lane positions are derived with ``salt`` (drawn if not given, kept in the key). moduli: a basis of one's
         own instead of primes of the spec's width.
 
-        For the spec of a lattice program, which has none of these, a :class:`mcfhe.lattice.client.LatticeClient`.
+        For the spec of a lattice program, which has none of these, a :class:`mcfhe.lattice.client.LatticeClient`; for
+        that of a staged program, a :class:`mcfhe.StagedClient`.
         """
         if isinstance(spec, LatticeSpec):
             return _lattice_client().generate(spec)
+        if isinstance(spec, StagedSpec):
+            return _staged_client().generate(
+                spec, lanes=lanes, profile=profile, noise=noise, redundancy=redundancy, user_key=user_key
+            )
         bounds = spec.profile(profile)
         if noise is None:
             noise = 0 if profile == "patent" else min(spec.amplification // 2, bounds.max_noise)
@@ -209,18 +221,41 @@ class Client:
             bound=self.profile.output_bound,
         )
 
+    def decrypt_levels(self, response: Response, levels: Levels, *, request_id: str | None = None) -> np.ndarray:
+        """The exact scores as uint8 ``[batch, C, H, W]``: pixels of a next stage (:mod:`mcfhe.staged`). Errors as
+        :meth:`decrypt_integers`."""
+        integers = self.decrypt_integers(response, request_id=request_id)
+        return levels.of_integers(integers, self.profile.output_order.denominator(self.spec.amplification))
+
     def save(self, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> None:
         """Write key and spec to one file, mode 0600, atomically; encrypted when a passphrase is given."""
-        parts = {"secret_key": self.secret_key.to_bytes(), "spec": self.spec.to_json().encode()}
-        tensors = {name: np.frombuffer(value, np.uint8) for name, value in parts.items()}
+        tensors = self.parts() | {"spec": np.frombuffer(self.spec.to_json().encode(), np.uint8)}
         save_secret(path, _KIND, tensors, {"program_id": self.spec.program_id}, passphrase)
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """The key as the tensors of a file; secret."""
+        return {"secret_key": np.frombuffer(self.secret_key.to_bytes(), np.uint8)}
+
+    @classmethod
+    def from_parts(cls, spec: ClientSpec, parts: Mapping[str, np.ndarray]) -> Client:
+        """The inverse of :meth:`parts`, copied; FormatError if they are damaged or others."""
+        if set(parts) != {"secret_key"}:
+            raise FormatError(f"client: a secret_key and nothing else expected, not {', '.join(sorted(parts))}")
+        inner = bytearray(parts["secret_key"])
+        try:
+            return cls(spec, SecretKey.from_bytes(inner))
+        finally:
+            wipe(inner)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> Any:
-        """Read what :meth:`save` wrote, or a lattice client's; one FormatError for a wrong passphrase or an altered
-        file."""
-        if kind_of(path) == "lattice-client":
+        """Read what :meth:`save` wrote, or a lattice or staged client's; one FormatError for a wrong passphrase or an
+        altered file."""
+        kind = kind_of(path)
+        if kind == "lattice-client":
             return _lattice_client().load(path, passphrase)
+        if kind == "staged-client":
+            return _staged_client().load(path, passphrase)
         with opened_secret(path, _KIND, _FIELDS, ("program_id",), passphrase) as content:
             try:
                 text = content.tensors["spec"].tobytes().decode()
@@ -228,8 +263,4 @@ class Client:
                 raise FormatError(f"{path}: the client spec is not UTF-8") from None
             spec = ClientSpec.from_json(text)
             check_match(str(path), "program_id", content.metadata["program_id"], spec.program_id)
-            inner = bytearray(content.tensors["secret_key"])
-            try:
-                return cls(spec, SecretKey.from_bytes(inner))
-            finally:
-                wipe(inner)
+            return cls.from_parts(spec, {"secret_key": content.tensors["secret_key"]})

@@ -25,10 +25,12 @@ from mcfhe.modular.constants import (
     scaled_constants,
     without_common_factors,
 )
+from mcfhe.modular.plan import quantise
 from mcfhe.program import Program
 from mcfhe.search import Calibration, Search
 from mcfhe.shortfall import require_some_basis
 from mcfhe.spec import DEFAULT_PROFILE, PROFILES
+from mcfhe.uncut import Uncut
 
 __all__ = ["compile"]
 
@@ -58,6 +60,7 @@ def compile(
     degree: int | None = None,
     bounds: str = "interval",
     profile: str = DEFAULT_PROFILE,
+    for_refresh: bool = False,
 ) -> Any:
     """A trained module as a program on encrypted images: a :class:`mcfhe.Program`, or a
     :class:`mcfhe.lattice.program.LatticeProgram` for ``scheme="lattice"``.
@@ -92,6 +95,8 @@ def compile(
         degree: lattice only: the ring degree, 4,096..32,768; by default the least that is wide enough.
         bounds: "interval", or "quadratic": tighter ones through squares, which take about a second and are computed
             again when the program is loaded. A search for scales counts limbs by intervals.
+        for_refresh: give an :class:`mcfhe.uncut.Uncut` for :func:`mcfhe.refresh`, which may be deeper than any program:
+            nothing is planned or certified for the whole, so there is nothing that "auto" could choose by.
         profile: for "auto": patent or hardened, whose limbs are counted. The program serves both.
 
     Raises:
@@ -130,6 +135,11 @@ def compile(
         passes=select_passes("default" if search and passes is None else passes),
         bounds=bounds,
     )
+    if for_refresh and (search or open_width or open_amplification or degree is not None):
+        raise ParameterError(
+            "for_refresh: scale_bits, modulus_bits and amplification_bits are numbers then, and degree is refresh's "
+            "max_degree"
+        )
     imported = import_module(model, shape)
     if labels is None:
         settings = replace(settings, labels=tuple(str(i) for i in range(imported.output_shape[0])))
@@ -140,6 +150,8 @@ def compile(
 
         bits = without_common_factors(graph, relative_bits(graph, settings.scale_bits) | chosen)
         settings = replace(settings, weight_bits=tuple(sorted(bits.items())))
+        if for_refresh:
+            return _uncut(graph, settings, scheme, precision_bits)
         return LatticeProgram.planned(graph, settings, precision_bits, degree)
     if search:
         images = _array(calibration)
@@ -147,15 +159,23 @@ def compile(
         agreement = Calibration.of(imported, settings, images, truth, tolerance)
         program = _searched(_Compiled(imported, graph, settings), agreement, chosen, progress, profile)
     elif weight_bits is None and set(settings.passes) <= set(select_passes("letter")):
+        if for_refresh:
+            return _uncut(graph, settings, scheme, precision_bits)
         program = Program(graph, settings)
     else:
         lean = without_common_factors(graph, relative_bits(graph, settings.scale_bits) | chosen)
         bits = branch_bits(graph, settings.scale_bits, lean, chosen)
-        letter = _letter(imported, settings)
-        program = Program(graph, replace(settings, weight_bits=tuple(sorted(bits.items())), letter=letter))
+        settings = replace(settings, weight_bits=tuple(sorted(bits.items())))
+        if for_refresh:
+            return _uncut(graph, settings, scheme, precision_bits)
+        program = Program(graph, replace(settings, letter=_letter(imported, settings)))
     if open_width or open_amplification:
         program = _cheapest(program, imported, profile, open_width, open_amplification)
     return require_some_basis(program)
+
+
+def _uncut(graph: Graph, settings: Settings, scheme: str, precision_bits: int) -> Uncut:
+    return Uncut(quantise(graph, settings.scale_bits, settings.layer_bits), settings, scheme, precision_bits)
 
 
 def _cheapest(program: Program, imported: Graph, profile: str, width: bool, amplification: bool) -> Program:

@@ -34,7 +34,7 @@ VERSION = "1"
 MAX_HEADER_BYTES = 1 << 18
 MAX_FILE_BYTES = 1 << 36
 
-SECRET_KINDS = frozenset({"secret-key", "client", "lattice-client"})
+SECRET_KINDS = frozenset({"secret-key", "client", "lattice-client", "staged-client"})
 SECRET_NAMES = frozenset(
     {"secret", "secret_key", "positions", "lane_positions", "wz", "user_key", "passphrase", "sealed"}
 )

@@ -6,51 +6,70 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from mcfhe.errors import ParameterError
-from mcfhe.graph.floats import evaluate_floats
-from mcfhe.graph.nodes import Flatten, Graph, Input, Node
+from mcfhe.cut_search import CutSearch
+from mcfhe.errors import ParameterError, UnsupportedLayerError
+from mcfhe.graph.floats import float_values
+from mcfhe.graph.nodes import Flatten, Graph, Input, Node, Poly
 from mcfhe.graph.report import cost_of
+from mcfhe.graph.settings import Settings, whole
 from mcfhe.modular.constants import scaled_constants
 from mcfhe.program import Program
-from mcfhe.staged import TOP, Levels, StagedProgram
+from mcfhe.spec import DEFAULT_PROFILE, PROFILES
+from mcfhe.staged import StagedProgram
+from mcfhe.staged_spec import TOP, Levels
 
 __all__ = ["refresh"]
 
-_BATCH = 250
+_ELEMENTS = 1 << 24  # float64 values that are alive at once while ranges are measured
 _MARGIN = 0.05  # of the range seen, on either side
 _LEVEL_BITS = 2  # bits of the input's scale below one level
 
 
 def refresh(
-    program: Program,
+    program: Any,
     calibration: Any,
     cuts: str | Sequence[str] = "auto",
     max_limbs: int | None = None,
-    profile: str = "patent",
+    profile: str = DEFAULT_PROFILE,
+    *,
+    scheme: str | None = None,
+    max_degree: int | None = None,
+    precision_bits: int | None = None,
 ) -> StagedProgram:
     """Cut a program into stages between which the client decrypts, rounds and encrypts again.
 
     Args:
-        program: as compiled; its rounded weights are kept.
+        program: as compiled, with ``for_refresh=True`` where it is too deep to be a program; its rounded weights are
+            kept.
         calibration: uint8 ``[n, C, H, W]``, images like those to come, for the range of values at the cuts.
-        cuts: names of the layers after which to cut, or "auto": as few cuts as keep every stage within ``max_limbs``
-            (without that, one cut), placed where the sum of limbs times multiply-adds, with the values sent counted as
-            one each, is least.
-        max_limbs: of any stage; 1 or more.
-        profile: whose limbs are counted.
+        cuts: names of the layers after which to cut, or "auto": as few cuts as keep every stage within the limits,
+            placed for the least cost. Modular: limbs times multiply-adds, with the values sent counted as one each;
+            without ``max_limbs``, one cut. Lattice: evaluation by :mod:`mcfhe.lattice.work` and the client's encryption
+            and decryption; of the layers between two activations only the one with the fewest values is looked at, and
+            what contains a stage that does not fit is taken not to fit either.
+        max_limbs: of any stage, 1 or more; in the lattice scheme of a fresh ciphertext.
+        profile: modular only: whose limbs are counted.
+        scheme: of the stages, "modular" or "lattice"; by default the program's own.
+        max_degree: lattice only: the largest ring degree of any stage, 4,096..32,768 (the default).
+        precision_bits: lattice only, of every stage, as in :func:`mcfhe.compile`; by default what was given there with
+            ``for_refresh``, else 12.
 
     Returns:
-        A :class:`mcfhe.StagedProgram`. The client sees the values at the cuts, nobody else does.
+        A :class:`mcfhe.StagedProgram`. The client sees the values at the cuts, nobody else does. Modular stages are
+        exact: levels come from exact integers. Lattice stages are not: the noise of a decrypted value can give it a
+        neighbouring level, see :meth:`mcfhe.StagedProgram.predict_levels`; levels are encrypted without any.
 
     Raises:
         ParameterError: no calibration images or of another shape, a layer that is not there or whose value is not all
-            that later layers need, or no cuts within ``max_limbs``; names the layer.
+            that later layers need, a limit out of range, no cuts within the limits, or a program that needs none;
+            names the layer.
+        UnsupportedLayerError: an activation that the lattice scheme does not run.
     """
     images = calibration.detach().cpu().numpy() if isinstance(calibration, torch.Tensor) else np.asarray(calibration)
     if images.dtype != np.uint8 or images.shape[1:] != program.input_shape or not len(images):
@@ -58,9 +77,12 @@ def refresh(
             f"calibration: {images.dtype} of shape {images.shape}; give at least one image, uint8 "
             f"[batch, {str(program.input_shape)[1:-1]}]"
         )
-    cutter = _Cutter(program, images, profile)
+    if max_limbs is not None and whole("max_limbs", max_limbs) < 1:
+        raise ParameterError(f"max_limbs = {max_limbs} must be 1 or more")
+    maker = _maker(program, scheme, profile, max_limbs, max_degree, precision_bits)
+    cutter = _Cutter(program, images, maker)
     if isinstance(cuts, str) and cuts == "auto":
-        return cutter.staged(cutter.best(max_limbs))
+        return cutter.staged(cutter.best())
     if isinstance(cuts, str) or not cuts:
         raise ParameterError(f"cuts = {cuts!r}: give names of layers, or 'auto'")
     staged = cutter.staged(cutter.named(cuts))
@@ -69,13 +91,80 @@ def refresh(
     return staged
 
 
+class _Maker(Protocol):
+    """What a scheme knows of stages."""
+
+    limits: str  # in words; empty where there are none, and one cut is made
+    monotone: bool  # see CutSearch
+    every_place: bool  # whether more than one layer between two activations is looked at
+
+    def make(self, graph: Graph, settings: Settings, scale_bits: int | None) -> Any:
+        """A stage's program; ParameterError if there is none. ``scale_bits``: what its levels need as an input."""
+
+    def cost(self, stage: Any) -> float | None:
+        """What "auto" minimises the sum of; None beyond the limits."""
+
+    def bound(self, graph: Graph) -> float:
+        """At most the cost, without a plan."""
+
+
+def _maker(
+    program: Any,
+    scheme: str | None,
+    profile: str,
+    max_limbs: int | None,
+    max_degree: int | None,
+    precision_bits: int | None,
+) -> _Maker:
+    scheme = program.scheme if scheme is None else scheme
+    if scheme == "lattice":
+        from mcfhe.lattice.cutting import LatticeStages
+
+        if precision_bits is None:
+            precision_bits = getattr(program, "precision_bits", 12)
+        return LatticeStages.within(max_degree, max_limbs, precision_bits)
+    if scheme != "modular":
+        raise ParameterError(f"scheme {scheme!r}: choose one of modular, lattice")
+    if program.scheme != "modular":
+        raise ParameterError("scheme: a lattice program is cut into lattice stages; compile it for the modular scheme")
+    if max_degree is not None:
+        raise ParameterError("max_degree: belongs to the lattice scheme; the modular one has no ring, only max_limbs")
+    if profile not in PROFILES:
+        raise ParameterError(f"profile {profile!r}: choose one of {', '.join(PROFILES)}")
+    return _ModularStages(profile, max_limbs)
+
+
+class _ModularStages:
+    monotone = False  # a later start may have a finer scale
+    every_place = True
+
+    def __init__(self, profile: str, max_limbs: int | None) -> None:
+        self.profile, self.max_limbs = profile, max_limbs
+        self.limits = "" if max_limbs is None else f"max_limbs = {max_limbs}"
+
+    def make(self, graph: Graph, settings: Settings, scale_bits: int | None) -> Program:
+        if settings.weight_bits is not None and scale_bits is not None:  # by the letter all layers share one
+            settings = replace(settings, scale_bits=scale_bits)
+        return Program(graph, settings)
+
+    def cost(self, stage: Program) -> float | None:
+        plan, certificate = stage.integer_program(self.profile), stage.certificate(self.profile)
+        cost = cost_of(plan, certificate, stage.settings.modulus_bits, 1, public_key=False)
+        if self.max_limbs is not None and cost.limbs > self.max_limbs:
+            return None
+        sent = math.prod(plan.input_shape) + math.prod(plan.output_shape)
+        return float(cost.limbs * (cost.macs + sent))
+
+    def bound(self, graph: Graph) -> float:
+        return float(math.prod(graph.input_shape) + math.prod(graph.output_shape))
+
+
 class _Cutter:
-    def __init__(self, program: Program, images: np.ndarray, profile: str) -> None:
-        self.program, self.graph, self.profile = program, program.graph, profile
+    def __init__(self, program: Any, images: np.ndarray, maker: _Maker) -> None:
+        self.program, self.graph, self.maker = program, program.graph, maker
         self.places = _single_values(self.graph)
-        self.levels = self._measure(images)
-        self.stage, self.least = cache(self._stage), cache(self._least)
-        _ = program.integer_program(profile)  # refuses an unknown one
+        self._images = images
+        self.stage = cache(self._stage)
 
     def named(self, names: Sequence[str]) -> tuple[int, ...]:
         """Positions of layers; ParameterError for one after which a cut is impossible."""
@@ -85,54 +174,45 @@ class _Cutter:
             raise ParameterError(f"cuts: no cut after layer {wrong!r}; possible after {', '.join(known) or 'none'}")
         return tuple(sorted({known[name] for name in names}))
 
-    def best(self, max_limbs: int | None) -> tuple[int, ...]:
-        """Fewest cuts with all stages within the limit, then the least cost."""
-        counts = (1,) if max_limbs is None else range(len(self.places) + 1)
-        end = len(self.graph.nodes) - 1
-        for count in counts:
-            found = self.least(0, end, count, max_limbs)
-            if found is not None:
-                if not found[1] and max_limbs is not None:
-                    raise ParameterError(f"max_limbs = {max_limbs}: the program fits without a cut")
-                return found[1]
-        raise ParameterError(
-            f"max_limbs = {max_limbs}: no cuts keep every stage within it; raise it, or use coarser scales"
-            if max_limbs is not None
-            else "cuts: there is no value after which a cut is possible"
-        )
+    def best(self) -> tuple[int, ...]:
+        """Fewest cuts with all stages within the limits, then the least cost."""
+        places = self.places if self.maker.every_place else _narrowest(self.graph, self.places)
+        end, limits = len(self.graph.nodes) - 1, self.maker.limits
+        search = CutSearch(0, places, end, self._cost, self._bound, self.maker.monotone)
+        found = search.best(range(len(places) + 1) if limits else (1,))
+        if found is None:
+            raise ParameterError(
+                f"{limits}: no cuts keep every stage within it; raise it, or use coarser scales"
+                if limits
+                else "cuts: there is no value after which a cut is possible"
+            )
+        if not found:
+            raise ParameterError(f"{limits}: the program fits without a cut")
+        return found
 
-    def _least(self, start: int, end: int, count: int, max_limbs: int | None) -> tuple[float, tuple[int, ...]] | None:
-        """(cost, cuts) of the values after ``start`` with exactly ``count`` cuts; None if there is no way."""
-        if count == 0:
-            cost = self._cost(start, end, max_limbs)
-            return None if cost is None else (cost, ())
-        best: tuple[float, tuple[int, ...]] | None = None
-        for place in (p for p in self.places if p > start):
-            head = self._cost(start, place, max_limbs)
-            tail = None if head is None else self.least(place, end, count - 1, max_limbs)
-            if head is not None and tail is not None and (best is None or head + tail[0] < best[0]):
-                best = (head + tail[0], (place, *tail[1]))
-        return best
-
-    def _cost(self, start: int, end: int, max_limbs: int | None) -> float | None:
+    def _cost(self, start: int, end: int) -> float | None:
         try:
-            stage = self.stage(start, end)
-        except ParameterError:  # orders beyond any use
+            return self.maker.cost(self.stage(start, end))
+        except UnsupportedLayerError:
+            raise
+        except ParameterError:  # too deep, or orders beyond any use
             return None
-        plan, certificate = stage.integer_program(self.profile), stage.certificate(self.profile)
-        cost = cost_of(plan, certificate, stage.settings.modulus_bits, 1, public_key=False)
-        if max_limbs is not None and cost.limbs > max_limbs:
-            return None
-        sent = math.prod(plan.input_shape) + math.prod(plan.output_shape)
-        return float(cost.limbs * (cost.macs + sent))
+
+    def _bound(self, start: int, end: int) -> float:
+        return self.maker.bound(_between(self.graph, start, end))
 
     def staged(self, cuts: tuple[int, ...]) -> StagedProgram:
         ends = (0, *cuts, len(self.graph.nodes) - 1)
-        stages = tuple(self.stage(a, b) for a, b in itertools.pairwise(ends))
-        names = tuple(self.graph.nodes[i].name for i in cuts)
-        return StagedProgram(stages, tuple(self.levels[i] for i in cuts), names)
+        stages = []
+        for index, (start, end) in enumerate(itertools.pairwise(ends)):
+            try:
+                stages.append(self.stage(start, end))
+            except ParameterError as error:
+                name = self.graph.nodes[end].name
+                raise type(error)(f"cuts: stage {index + 1}, up to layer {name!r}: {error}") from None
+        return StagedProgram(tuple(stages), tuple(self.graph.nodes[i].name for i in cuts))
 
-    def _stage(self, start: int, end: int) -> Program:
+    def _stage(self, start: int, end: int) -> Any:
         """The program that computes value ``end`` from value ``start``."""
         graph = _between(self.graph, start, end)
         settings = self.program.settings
@@ -144,28 +224,39 @@ class _Cutter:
         if start:
             levels = self.levels[start]
             settings = replace(settings, mean=levels.mean, std=levels.std)
-            if settings.weight_bits is not None:
-                settings = replace(settings, scale_bits=_scale_bits(levels))
         if end < len(self.graph.nodes) - 1:
             settings = replace(settings, labels=tuple(f"value {i}" for i in range(graph.output_shape[0])))
-        return Program(graph, settings)
+        return self.maker.make(graph, settings, _scale_bits(self.levels[start]) if start else None)
 
-    def _measure(self, images: np.ndarray) -> dict[int, Levels]:
+    @cached_property
+    def levels(self) -> dict[int, Levels]:
         """Levels at every possible cut, from the float graph on the calibration images."""
-        settings = self.program.settings
+        settings, graph = self.program.settings, self.graph
         mean, std = (np.array(v)[:, None, None] for v in (settings.mean, settings.std))
-        found: dict[int, Levels] = {}
-        for place in self.places:
-            part = _between(self.graph, 0, place)
-            ends: list[tuple[np.ndarray, np.ndarray]] = []
-            shape = _as_map(self.graph.shapes[place])
-            for first in range(0, len(images), _BATCH):
-                values = evaluate_floats(part, (images[first : first + _BATCH] / 255 - mean) / std)
-                rows = values.reshape(len(values), shape[0], -1)
-                ends.append((rows.min(axis=(0, 2)), rows.max(axis=(0, 2))))
-            low, high = np.min([e[0] for e in ends], axis=0), np.max([e[1] for e in ends], axis=0)
-            found[place] = _levels(shape, low, high)
-        return found
+        batch = max(1, _ELEMENTS // sum(math.prod(shape) for shape in graph.shapes))
+        ends: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {place: [] for place in self.places}
+        for first in range(0, len(self._images), batch):
+            values = float_values(graph, (self._images[first : first + batch] / 255 - mean) / std)
+            for place, found in ends.items():
+                rows = values[place].reshape(len(values[place]), graph.shapes[place][0], -1).numpy()
+                found.append((rows.min(axis=(0, 2)), rows.max(axis=(0, 2))))
+        return {
+            place: _levels(_as_map(graph.shapes[place]), np.min([e[0] for e in v], 0), np.max([e[1] for e in v], 0))
+            for place, v in ends.items()
+        }
+
+
+def _narrowest(graph: Graph, places: Sequence[int]) -> tuple[int, ...]:
+    """Of the places between two activations the last one with the fewest values."""
+    depths: list[int] = []
+    for node in graph.nodes:
+        depths.append(max((depths[i] for i in node.inputs), default=0) + isinstance(node, Poly))
+    best: dict[int, int] = {}
+    for place in places:
+        known = best.setdefault(depths[place], place)
+        if math.prod(graph.shapes[place]) <= math.prod(graph.shapes[known]):
+            best[depths[place]] = place
+    return tuple(sorted(best.values()))
 
 
 def _single_values(graph: Graph) -> tuple[int, ...]:

@@ -19,6 +19,10 @@ class ImageError(ParameterError):
     """Images of another shape, dtype or range than the program's input."""
 
 
+class DepthError(ParameterError):
+    """The network has more activations in a row than the scheme's limits hold; client refresh cuts it."""
+
+
 class UnsupportedLayerError(ParameterError):
     """The model holds a layer that exact residue arithmetic does not run; says what to use instead."""
 

@@ -19,7 +19,7 @@ from mcfhe.graph.plain import PlainScores, evaluate_plain
 from mcfhe.graph.report import summarise
 from mcfhe.graph.settings import Settings, whole
 from mcfhe.graph.steps import IntegerProgram
-from mcfhe.graph.storage import KIND, Scales, StoredProgram, decode_graph, encode_graph, identity
+from mcfhe.graph.storage import KIND, STAGED_KIND, Scales, StoredProgram, decode_graph, encode_graph, identity
 from mcfhe.modular.constants import rounding_notes
 from mcfhe.modular.params import MAX_LIMBS
 from mcfhe.modular.plan import constants_of, input_intervals, input_orders, lower, max_noise, quantise
@@ -38,12 +38,16 @@ _TENSORS = {"node.*": container.TensorField("U8", ((1, 1 << 31), (1, 8)))}
 
 
 def load_program(path: str | os.PathLike[str]) -> Any:
-    """The program, of whichever scheme, that its ``save`` wrote.
+    """The program, of whichever scheme, whole or staged, that its ``save`` wrote.
 
     FormatError for anything else; nothing in the file is executed.
     """
     data = container.read_file(path, _MAX_FILE)
     try:
+        if container.read_header(data, _MAX_HEADER).metadata.get("kind") == STAGED_KIND:
+            from mcfhe.staged import StagedProgram
+
+            return StagedProgram.from_bytes(data)
         return Program.from_bytes(data)
     except FormatError as error:
         raise type(error)(f"{os.fspath(path)}: {error}") from None
@@ -195,12 +199,21 @@ class Program(StoredProgram):
 
     def plain_scores(self, images: Any) -> PlainScores:
         """:meth:`evaluate_plain` with the error bounds, and which images needed exact integers."""
-        pixels = _check_images(images, self.input_shape)
-        table = np.array(self.table, np.int64)
-        plain = table[np.arange(len(table))[None, :, None, None], pixels]
         # without noise all profiles stand for the same numbers; this one has the shorter integers
         amplification = self.settings.amplification
-        return evaluate_plain(self.integer_program("hardened"), plain * amplification, amplification)
+        return evaluate_plain(self.integer_program("hardened"), self._plain(images) * amplification, amplification)
+
+    def _plain(self, images: Any) -> np.ndarray:
+        """PT of every pixel, int64."""
+        pixels, table = _check_images(images, self.input_shape), np.array(self.table, np.int64)
+        found: np.ndarray = table[np.arange(len(table))[None, :, None, None], pixels]
+        return found
+
+    def exact_scores(self, images: Any) -> tuple[list[list[int]], int]:
+        """Scores of uint8 ``[batch, C, H, W]`` without noise as integers, and what they are to be divided by."""
+        program, amplification = self.integer_program("hardened"), self.settings.amplification
+        V = self._plain(images).astype(object) * amplification
+        return evaluate_integers(program, V), program.output_order.denominator(amplification)
 
     @staticmethod
     def from_bytes(data: bytes) -> Any:

@@ -102,11 +102,16 @@ class Server:
 
     ``tile_bytes`` bounds the residues that are alive at once inside the network (see :class:`mcfhe.engine.Engine`).
     Thread-safe; concurrent calls share the weights and the bound constants. Given a lattice program this makes a
-    :class:`mcfhe.lattice.server.LatticeServer`, which has the same methods.
+    :class:`mcfhe.lattice.server.LatticeServer`, given a staged one a :class:`mcfhe.StagedServer`; they have the same
+    methods.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         program = args[0] if args else kwargs.get("program")  # a subclass may have another signature
+        if cls is Server and hasattr(program, "stages"):
+            from mcfhe.staged import StagedServer
+
+            return StagedServer(*args, **kwargs)
         if cls is Server and getattr(program, "scheme", None) == "lattice":
             from mcfhe.lattice.server import LatticeServer
 

@@ -12,6 +12,7 @@ from mcfhe.graph.order import Order
 
 SPEC_FORMAT = "mcfhe/client-spec"
 LATTICE_FORMAT = "mcfhe/lattice-client-spec"
+STAGED_FORMAT = "mcfhe/staged-client-spec"
 SPEC_VERSION = 1
 PROFILES = ("patent", "hardened")
 DEFAULT_PROFILE = "hardened"  # what is used where no profile is named; the scheme by the letter is asked for by name
@@ -100,15 +101,19 @@ class ClientSpec:
     @staticmethod
     def from_json(text: str) -> Any:
         """Parse and validate; FormatError names the field that is wrong. A lattice program's spec comes back as a
-        :class:`mcfhe.lattice.spec.LatticeSpec`."""
+        :class:`mcfhe.lattice.spec.LatticeSpec`, that of a staged one as a :class:`mcfhe.staged_spec.StagedSpec`."""
         try:
             body = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FormatError(f"client spec: not JSON ({error}); fetch it again from the program") from None
         if isinstance(body, dict) and body.get("format") == LATTICE_FORMAT:
             from mcfhe.lattice.spec import LatticeSpec
 
             return LatticeSpec.from_json(text)
+        if isinstance(body, dict) and body.get("format") == STAGED_FORMAT:
+            from mcfhe.staged_spec import StagedSpec
+
+            return StagedSpec.from_json(text)
         if not isinstance(body, dict) or body.get("format") != SPEC_FORMAT:
             raise FormatError("client spec: field 'format' is not 'mcfhe/client-spec'")
         if body.get("version") != SPEC_VERSION:

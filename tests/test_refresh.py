@@ -17,7 +17,9 @@ import mcfhe
 from mcfhe import models
 from mcfhe.cutting import refresh
 from mcfhe.errors import MismatchError, ParameterError
-from mcfhe.staged import Levels, StagedClient, StagedProgram, StagedServer
+from mcfhe.staged import StagedProgram, StagedServer
+from mcfhe.staged_client import StagedClient
+from mcfhe.staged_spec import Levels
 from tests.graph_support import one_thread
 
 __all__ = ["one_thread"]
@@ -102,11 +104,11 @@ def test_the_proposal_is_the_cheapest(program: mcfhe.Program) -> None:
     found = {}
     for name in names:
         try:
-            found[name] = cost(refresh(program, IMAGES, [name]))
+            found[name] = cost(refresh(program, IMAGES, [name], profile="patent"))
         except ParameterError:
             continue
     assert len(found) >= 4
-    proposed = refresh(program, IMAGES)
+    proposed = refresh(program, IMAGES, profile="patent")
     assert cost(proposed) == min(found.values())
     assert len(proposed.stages) == 2
 
@@ -115,12 +117,12 @@ def test_fewest_cuts_within_a_limit(program: mcfhe.Program) -> None:
     whole = program.cost("patent", timed=False).limbs
     for limit in range(whole - 1, 3, -1):
         try:
-            staged = refresh(program, IMAGES, max_limbs=limit)
+            staged = refresh(program, IMAGES, max_limbs=limit, profile="patent")
         except ParameterError as error:
             assert "no cuts keep every stage within it" in str(error)  # noqa: PT017 - the search ends somewhere
             break
         assert max(staged.limbs("patent")) <= limit
-        assert len(staged.limbs()) == len(staged.cuts) + 1
+        assert len(staged.limbs("patent")) == len(staged.cuts) + 1
         fewer = itertools.combinations([n.name for n in program.graph.nodes[1:-1]], len(staged.cuts) - 1)
         for names in fewer if len(staged.cuts) > 1 else ():
             try:
@@ -130,7 +132,7 @@ def test_fewest_cuts_within_a_limit(program: mcfhe.Program) -> None:
         if len(staged.cuts) >= 2:
             break
     with pytest.raises(ParameterError, match="fits without a cut"):
-        refresh(program, IMAGES, max_limbs=whole)
+        refresh(program, IMAGES, max_limbs=whole, profile="patent")
 
 
 # The protocol ---------------------------------------------------------------------------------------------------------

@@ -12,11 +12,16 @@ from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Li
 
 def evaluate_floats(graph: Graph, images: np.ndarray) -> np.ndarray:
     """Output of ``graph``, float64 ``[batch, ...]``, for normalised images, float64 ``[batch, C, H, W]``."""
+    return float_values(graph, images)[-1].numpy()
+
+
+def float_values(graph: Graph, images: np.ndarray) -> list[Tensor]:
+    """The value of every node, as :func:`evaluate_floats` has the last."""
     values: list[Tensor] = [torch.from_numpy(np.ascontiguousarray(images, dtype=np.float64))]
     with torch.no_grad():
         for node in graph.nodes[1:]:
             values.append(_evaluate(node, [values[i] for i in node.inputs]))
-    return values[-1].numpy()
+    return values
 
 
 def _evaluate(node: Node, inputs: list[Tensor]) -> Tensor:

@@ -107,15 +107,7 @@ class Settings:
     @cached_property
     def table(self) -> tuple[tuple[int, ...], ...]:
         """PT of every pixel value u: round(Delta * (u / 255 - mean_c) / std_c) in float64, ties to even."""
-        pixels = np.arange(256, dtype=np.float64) / 255
-        mean, std = np.array(self.mean)[:, None], np.array(self.std)[:, None]
-        with np.errstate(over="ignore"):
-            values = np.rint(np.ldexp((pixels - mean) / std, self.scale_bits))
-        if not (np.abs(values) < _TABLE_LIMIT).all():
-            raise ParameterError(
-                f"mean = {self.mean}, std = {self.std}: a normalised pixel * 2**{self.scale_bits} is not below 2**31"
-            )
-        return tuple(tuple(int(v) for v in row) for row in values)
+        return pixel_table(self.mean, self.std, self.scale_bits)
 
     def to_json(self) -> dict[str, Any]:
         """Numbers, texts and lists only; by the letter without what only other plans have."""
@@ -147,6 +139,19 @@ class Settings:
             return Settings(**values)
         except ParameterError as error:
             raise FormatError(f"program: {error}") from None
+
+
+def pixel_table(mean: Sequence[float], std: Sequence[float], scale_bits: int) -> tuple[tuple[int, ...], ...]:
+    """round(2**scale_bits * (u / 255 - mean_c) / std_c) of u = 0..255 for each channel c, in float64, ties to even.
+
+    ParameterError for an entry of 2**31 or more.
+    """
+    pixels = np.arange(256, dtype=np.float64) / 255
+    with np.errstate(over="ignore"):
+        values = np.rint(np.ldexp((pixels - np.array(mean)[:, None]) / np.array(std)[:, None], scale_bits))
+    if not (np.abs(values) < _TABLE_LIMIT).all():
+        raise ParameterError(f"mean = {mean}, std = {std}: a normalised pixel * 2**{scale_bits} is not below 2**31")
+    return tuple(tuple(int(v) for v in row) for row in values)
 
 
 def _weight_bits(value: Any) -> tuple[tuple[str, int], ...]:

@@ -25,6 +25,7 @@ from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, In
 Scales = int | Mapping[str, int]
 
 KIND = "program"  # of the container
+STAGED_KIND = "staged-program"  # of one that holds several
 MAX_NODES = 1 << 12
 _WIDTHS = (1, 2, 4, 8)
 _INT_LIMIT = 1 << 53  # a float64 holds every integer below

@@ -10,7 +10,7 @@ rounded far above the noise, which leak much less but have no proof here.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,15 +24,16 @@ from mcfhe.lattice.seal import Seal
 from mcfhe.lattice.spec import LatticeSpec
 from mcfhe.lattice.wire import SEED_BYTES, LatticeRequest, LatticeResponse
 from mcfhe.modular.encrypt import check_images
+from mcfhe.staged_spec import Levels
 from mcfhe.wiping import wipe
 from mcfhe.wire import check_match
 
 _KIND = "lattice-client"
-_FIELDS = {
+KEY_PARTS = {
     "secret_key": TensorField("U8", ((1, 1 << 26),)),
-    "spec": TensorField("U8", ((1, 1 << 26),)),
     "relinearisation_key": TensorField("I32", ((1, 64), (2, 2), (2, 65), (1, 1 << 15))),
 }
+_FIELDS = KEY_PARTS | {"spec": TensorField("U8", ((1, 1 << 26),))}
 
 
 class LatticeClient:
@@ -147,13 +148,35 @@ class LatticeClient:
             )
         return torch.from_numpy(scores)
 
+    def decrypt_levels(self, response: LatticeResponse, levels: Levels, *, request_id: str | None = None) -> np.ndarray:
+        """The nearest levels of the noisy scores, uint8 ``[batch, C, H, W]``: pixels of a next stage
+        (:mod:`mcfhe.staged`). Errors as :meth:`decrypt`."""
+        return levels.of_noisy(self.decrypt(response, request_id=request_id).numpy())
+
+    def for_spec(self, spec: LatticeSpec) -> LatticeClient:
+        """The same key for another program of the same ring; MismatchError for another ring. Either is closed by
+        itself."""
+        _ = self._secret  # refuses after close()
+        return LatticeClient(spec, bytearray(self._serialised), self.evaluation_key)
+
     def save(self, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> None:
         """Write keys and spec to one file, mode 0600, atomically; encrypted when a passphrase is given."""
-        _ = self._secret  # refuses after close()
-        parts: dict[str, bytes | bytearray] = {"secret_key": self._serialised, "spec": self.spec.to_json().encode()}
-        tensors = {name: np.frombuffer(value, np.uint8) for name, value in parts.items()}
-        tensors["relinearisation_key"] = self.evaluation_key.keys.numpy()
+        tensors = self.parts() | {"spec": np.frombuffer(self.spec.to_json().encode(), np.uint8)}
         save_secret(path, _KIND, tensors, {"program_id": self.spec.program_id}, passphrase)
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """The keys as the tensors of a file, :data:`KEY_PARTS`; secret, and views of what :meth:`close` overwrites."""
+        _ = self._secret  # refuses after close()
+        secret = np.frombuffer(self._serialised, np.uint8)
+        return {"secret_key": secret, "relinearisation_key": self.evaluation_key.keys.numpy()}
+
+    @classmethod
+    def from_parts(cls, spec: LatticeSpec, parts: Mapping[str, np.ndarray]) -> LatticeClient:
+        """The inverse of :meth:`parts`, copied; FormatError or MismatchError if they are damaged or of another ring."""
+        if set(parts) != set(KEY_PARTS):
+            raise FormatError(f"client: {' and '.join(KEY_PARTS)} expected, not {', '.join(sorted(parts))}")
+        keys = torch.from_numpy(parts["relinearisation_key"].copy())
+        return cls(spec, bytearray(parts["secret_key"]), LatticeEvaluationKey(spec.ring, keys))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], passphrase: str | bytes | None = None) -> LatticeClient:
@@ -165,5 +188,4 @@ class LatticeClient:
                 raise FormatError(f"{path}: the client spec is not UTF-8") from None
             spec = LatticeSpec.from_json(text)
             check_match(str(path), "program_id", content.metadata["program_id"], spec.program_id)
-            keys = torch.from_numpy(content.tensors["relinearisation_key"].copy())
-            return cls(spec, bytearray(content.tensors["secret_key"]), LatticeEvaluationKey(spec.ring, keys))
+            return cls.from_parts(spec, {name: content.tensors[name] for name in KEY_PARTS})

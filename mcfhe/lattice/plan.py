@@ -13,12 +13,12 @@ Among what holds, the smallest ring degree, and in it the least work (:mod:`mcfh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import log2, prod
 
-from mcfhe.errors import ParameterError
+from mcfhe.errors import DepthError, ParameterError
 from mcfhe.graph.nodes import Graph, Poly
 from mcfhe.graph.steps import Ring
 from mcfhe.lattice.lower import Placement
@@ -51,6 +51,14 @@ class Plan:
         return (prod(ring.moduli) * ring.special).bit_length()
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest ring degree, and the most limbs of a fresh ciphertext."""
+
+    degree: int = DEGREES[-1]
+    limbs: int = MAX_LIMBS
+
+
 @cache
 def make_ring(degree: int, limbs: int) -> Ring:
     """The largest primes below 2^30 that are 1 modulo 2 * degree, and one below 2^31 for key switching."""
@@ -64,9 +72,14 @@ def most_limbs(degree: int) -> int:
 
 
 def make_plan(
-    graph: Graph, layer_bits: Mapping[str, int], bounds: Sequence[float], precision: float, degree: int | None = None
+    graph: Graph,
+    layer_bits: Mapping[str, int],
+    bounds: Sequence[float],
+    precision: float,
+    degree: int | None = None,
+    limits: Limits | None = None,
 ) -> Plan:
-    """The plan with the least work. ParameterError, with how deep a network may be, if no table entry is wide enough.
+    """The plan with the least work. DepthError, with how deep a network may be, if no table entry is wide enough.
 
     Args:
         graph: quantised.
@@ -74,26 +87,29 @@ def make_plan(
         bounds: log2 of the largest absolute value of each node.
         precision: bits below 1 of the noise added at any place.
         degree: the ring degree, instead of the smallest that will do.
+        limits: what a plan may have at most, beside the table.
     """
-    degrees = DEGREES if degree is None else (degree,)
+    limits = limits or Limits()
+    degrees = tuple(n for n in DEGREES if n <= limits.degree) if degree is None else (degree,)
     if degree is not None and degree not in DEGREES:
         raise ParameterError(f"degree {degree}: choose one of {', '.join(map(str, DEGREES))}")
-    constants, points, requirements = (
-        LayerConstants(layer_bits),
-        ring_points(graph),
-        Requirements(tuple(bounds), precision),
-    )
+    constants = LayerConstants(layer_bits)
 
-    def candidates(n: int, most: int, greedy: bool) -> list[Candidate]:
+    def candidates(part: Graph, n: int, most: int, greedy: bool) -> list[Candidate]:
         drift = MODULUS_BITS - log2(min(make_ring(n, most).moduli))
-        return list(Search(graph, constants, points, requirements, n, drift, most, greedy).candidates())
+        requirements = Requirements(tuple(bounds[: len(part.nodes)]), precision)
+        return list(Search(part, constants, ring_points(part), requirements, n, drift, most, greedy).candidates())
 
     for n in degrees:
-        found = [candidate for candidate in candidates(n, most_limbs(n), False) if candidate.limbs <= most_limbs(n)]
+        most = min(most_limbs(n), limits.limbs)
+        found = [candidate for candidate in candidates(graph, n, most, False) if candidate.limbs <= most]
         if found:
             return min((_plan(n, candidate) for candidate in found), key=lambda p: work(graph, p.limbs, p.placements))
-    greedy = candidates(degrees[-1], MAX_LIMBS, True)
-    raise ParameterError(_too_deep(graph, degrees[-1], precision, min((c.limbs for c in greedy), default=None)))
+
+    # how much it would take, by the quicker search that overestimates a little
+    needed = min((c.limbs for c in candidates(graph, degrees[-1], MAX_LIMBS, True)), default=None)
+    fitting = _deepest(graph, lambda part: any(c.limbs <= most for c in candidates(part, degrees[-1], most, False)))
+    raise DepthError(_too_deep(max(_depths(graph)), degrees[-1], most, precision, needed, fitting))
 
 
 def _plan(degree: int, candidate: Candidate) -> Plan:
@@ -101,23 +117,32 @@ def _plan(degree: int, candidate: Candidate) -> Plan:
     return Plan(degree, candidate.limbs, candidate.input_bits, placements)
 
 
-def _too_deep(graph: Graph, degree: int, precision: float, fewest: int | None) -> str:
-    depth, most = _depth(graph), most_limbs(degree)
-    if fewest is None:
-        needed = f"have no plan of {MAX_LIMBS} limbs or fewer"
-    else:
-        needed = f"need {fewest} limbs of {MODULUS_BITS} bits"
-    about = "" if fewest is None else f"; about {depth * most // fewest} of them in a row fit"
+def _too_deep(depth: int, degree: int, most: int, precision: float, needed: int | None, fitting: int) -> str:
+    limbs = f"more than {MAX_LIMBS}" if needed is None else str(needed)
+    allowed = "the 128-bit table allows" if most == most_limbs(degree) else "max_limbs is"
+    larger = "" if degree == DEGREES[-1] else "a larger ring degree, "
     return (
-        f"lattice plan: {depth} squares in a row {needed} at precision 2^-{precision:g}, the 128-bit table allows "
-        f"{most} at n = {degree}{about}: use fewer activations or smaller scale_bits, let the client decrypt and "
-        "encrypt anew between two halves of the network, or choose the modular scheme"
+        f"lattice plan: {depth} activations in a row need {limbs} limbs of {MODULUS_BITS} bits at precision "
+        f"2^-{precision:g}, {allowed} {most} at n = {degree}; the first {fitting} of them fit. Choose {larger}client "
+        "refresh (compile with for_refresh=True, then mcfhe.refresh cuts it into stages between which the client "
+        "decrypts and encrypts anew), fewer activations or smaller scale_bits"
     )
 
 
-def _depth(graph: Graph) -> int:
-    """Squares on the longest path."""
+def _deepest(graph: Graph, fits: Callable[[Graph], bool]) -> int:
+    """How many of the activations in a row fit, with all that comes before the next one."""
+    depths = _depths(graph)
+    low, high = 0, max(depths)
+    while high - low > 1:
+        middle = (low + high) // 2
+        end = next(index for index, depth in enumerate(depths) if depth > middle)
+        low, high = (middle, high) if fits(Graph(graph.nodes[:end])) else (low, middle)
+    return low
+
+
+def _depths(graph: Graph) -> list[int]:
+    """Squares on the longest path to each node."""
     depths: list[int] = []
     for node in graph.nodes:
         depths.append(max((depths[i] for i in node.inputs), default=0) + isinstance(node, Poly))
-    return depths[-1]
+    return depths

@@ -12,17 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcfhe.errors import FormatError, ParameterError
+from mcfhe.errors import DepthError, FormatError, ParameterError
 from mcfhe.graph.certificate import Certificate, certify
+from mcfhe.graph.integers import evaluate_integers
 from mcfhe.graph.intervals import Intervals
-from mcfhe.graph.nodes import Graph
+from mcfhe.graph.nodes import Graph, Poly
 from mcfhe.graph.order import Order
 from mcfhe.graph.plain import PlainScores, evaluate_plain
 from mcfhe.graph.settings import Settings
 from mcfhe.graph.steps import IntegerProgram
 from mcfhe.graph.storage import StoredProgram, decode_graph, encode_graph, identity
 from mcfhe.lattice.lower import Placement, lower_lattice
-from mcfhe.lattice.plan import Plan, make_plan
+from mcfhe.lattice.plan import Limits, Plan, make_plan
 from mcfhe.lattice.report import summarise
 from mcfhe.lattice.search import MAX_LIMBS
 from mcfhe.lattice.security import require_security
@@ -33,6 +34,7 @@ from mcfhe.modular.plan import lower, quantise
 
 SCHEME = "lattice"
 _VERSION = 3  # of the content; 1 and 2 are the modular scheme's
+_BEYOND = 2.0**20  # bits of a value that no ring holds
 _SLACK = 1.5  # bits by which a plan may miss its margin: its primes are no powers of two
 
 
@@ -81,13 +83,15 @@ class LatticeProgram(StoredProgram):
         self.program_id = identity(self._body, self._tensors)
 
     @staticmethod
-    def planned(graph: Graph, settings: Settings, precision: float, degree: int | None = None) -> LatticeProgram:
-        """The program with the best plan. ParameterError if there is none within the 128-bit table."""
+    def planned(
+        graph: Graph, settings: Settings, precision: float, degree: int | None = None, limits: Limits | None = None
+    ) -> LatticeProgram:
+        """The program with the best plan. DepthError if there is none within the 128-bit table."""
         layer_bits = settings.layer_bits
         assert layer_bits is not None
         quantised = quantise(graph, settings.scale_bits, layer_bits)
-        bounds = node_bounds(_exact(quantised, settings), settings)
-        return LatticeProgram(graph, settings, make_plan(quantised, layer_bits, bounds, precision, degree))
+        bounds = _bounds_as_far_as_known(quantised, settings)
+        return LatticeProgram(graph, settings, make_plan(quantised, layer_bits, bounds, precision, degree, limits))
 
     def _check_room(self) -> None:
         """Every value fits its modulus with room for noise, at the scales that the primes really give."""
@@ -168,6 +172,11 @@ class LatticeProgram(StoredProgram):
         """:meth:`evaluate_plain` with the error bounds."""
         return evaluate_plain(self.exact_program, self._pixels(images), 1)
 
+    def exact_scores(self, images: Any) -> tuple[list[list[int]], int]:
+        """Scores of uint8 ``[batch, C, H, W]`` without noise as integers, and what they are to be divided by."""
+        program = self.exact_program
+        return evaluate_integers(program, self._pixels(images).astype(object)), program.output_order.denominator(1)
+
     def predict_precision(self, images: Any, seed: int = 0) -> list[LayerPrecision]:
         """Noise to expect at every step, by simulation over uint8 images ``[batch, C, H, W]``."""
         x = torch.from_numpy(self._pixels(images).astype(np.float64)) / self.settings_scale
@@ -221,6 +230,18 @@ def _certify(program: IntegerProgram, settings: Settings) -> Certificate:
     # slots that hold no image hold zeros, and a wrap in one slot would damage all
     pairs = [(min(0, *row), max(0, *row)) for row in settings.table]
     return certify(program, Intervals.of(pairs), guard_bits=0)
+
+
+def _bounds_as_far_as_known(graph: Graph, settings: Settings) -> list[float]:
+    """:func:`node_bounds` of a graph; ``_BEYOND`` after activations so many that exact integers are too long."""
+    ends = [len(graph.nodes), *(i for i, node in reversed(list(enumerate(graph.nodes))) if isinstance(node, Poly))]
+    for end in ends:
+        try:
+            bounds = node_bounds(_exact(Graph(graph.nodes[:end]), settings), settings)
+        except DepthError:
+            continue
+        return bounds + [_BEYOND] * (len(graph.nodes) - end)
+    raise DepthError("program: the first activation is beyond the orders that are supported; use a smaller scale_bits")
 
 
 def node_bounds(program: IntegerProgram, settings: Settings) -> list[float]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import reduce
 
-from mcfhe.errors import ParameterError
+from mcfhe.errors import DepthError, ParameterError
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Linear, Node, Poly, Shape
 from mcfhe.graph.order import Order
 from mcfhe.graph.steps import (
@@ -190,11 +190,11 @@ class _Rules:
     def _bounded(self, node: Node, order: Order) -> Order:
         bits = order.t * self.amplification.bit_length() + order.k
         if bits > MAX_ORDER_BITS:
-            fix = "use fewer activations in a row or a lower degree"
+            fix = "use fewer activations in a row, a lower degree, or client refresh (compile with for_refresh=True)"
             room = MAX_ORDER_BITS - order.t * self.amplification.bit_length()
             if self.scale_bits is not None and (finest := room * self.scale_bits // order.k) >= 1:
                 fix += f", or scale_bits={finest} for the orders up to this layer"
-            raise ParameterError(
+            raise DepthError(
                 f"layer {node.name!r}: its order (t={order.t}, k={order.k}) means integers of {bits} bits, "
                 f"{bits - MAX_ORDER_BITS} more than the {MAX_ORDER_BITS} that are supported; {fix}"
             )

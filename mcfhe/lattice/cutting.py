@@ -1,0 +1,71 @@
+"""Stages of the lattice scheme: how one is planned, and what it costs both sides (:mod:`mcfhe.cutting`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+from mcfhe.errors import ParameterError
+from mcfhe.graph.nodes import Graph
+from mcfhe.graph.settings import Settings, whole
+from mcfhe.lattice.plan import DEGREES, Limits
+from mcfhe.lattice.program import LatticeProgram
+from mcfhe.lattice.search import MAX_LIMBS
+from mcfhe.lattice.work import linear_work, work
+from mcfhe.modular.constants import scaled_constants, without_common_factors
+
+# The client's share of a cut, in the units of mcfhe.lattice.work: one residue of a value that is encoded and encrypted,
+# or decrypted and decoded. From the table in docs/lattice.md (seconds of SEAL over those of evaluation, three networks:
+# 35, 57, 72 and 18, 22, 28).
+ENCRYPT = 60.0
+DECRYPT = 25.0
+
+
+class LatticeStages:
+    """Plans stages within ``limits`` at ``precision`` bits (as ``precision_bits`` of :func:`mcfhe.compile`)."""
+
+    monotone = True  # what contains more squares and wider bounds needs no fewer limbs
+    every_place = False
+
+    def __init__(self, precision: int, limits: Limits) -> None:
+        self.precision, self.bounds = precision, limits
+        limbs = "" if limits.limbs == MAX_LIMBS else f", max_limbs = {limits.limbs}"
+        self.limits = f"max_degree = {limits.degree}{limbs}"
+
+    @staticmethod
+    def within(max_degree: int | None, max_limbs: int | None, precision_bits: int) -> LatticeStages:
+        """ParameterError for a limit out of range."""
+        degree = DEGREES[-1] if max_degree is None else max_degree
+        if degree not in DEGREES:
+            raise ParameterError(f"max_degree = {degree!r}: choose one of {', '.join(map(str, DEGREES))}")
+        if not 4 <= whole("precision_bits", precision_bits) <= 24:
+            raise ParameterError(f"precision_bits = {precision_bits} is not in 4..24")
+        return LatticeStages(precision_bits, Limits(degree, MAX_LIMBS if max_limbs is None else max_limbs))
+
+    def make(self, graph: Graph, settings: Settings, scale_bits: int | None) -> LatticeProgram:
+        """The program of a part of a compiled network, whose rounded weights are kept. ParameterError if it does not
+        fit."""
+        bits = settings.layer_bits
+        if bits is None:  # by the letter: all on one grid
+            bits = dict.fromkeys(scaled_constants(graph), settings.scale_bits)
+        settings = replace(
+            settings,
+            scale_bits=settings.scale_bits if scale_bits is None else scale_bits,
+            amplification_bits=0,
+            modulus_bits=30,
+            guard_bits=0,
+            weight_bits=tuple(sorted(without_common_factors(graph, bits).items())),
+            letter=None,
+        )
+        return LatticeProgram.planned(graph, settings, self.precision, limits=self.bounds)
+
+    def cost(self, stage: LatticeProgram) -> float:
+        """Of one request, whatever its batch: evaluation, and the client's encryption and decryption."""
+        plan, level = stage.plan, stage.integer_program().levels[-1]
+        sent = ENCRYPT * plan.limbs * prod(stage.input_shape) + DECRYPT * level.limbs * len(stage.labels)
+        return plan.degree * (work(stage.graph, plan.limbs, plan.placements) + sent)
+
+    def bound(self, graph: Graph) -> float:
+        """At most the cost of any plan: one limb and two components in the smallest ring."""
+        linear = sum(linear_work(n, prod(s)) for n, s in zip(graph.nodes[1:], graph.shapes[1:], strict=True))
+        return DEGREES[0] * (2 * linear + ENCRYPT * prod(graph.input_shape) + DECRYPT * prod(graph.output_shape))
