@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mcfhe.cut_search import CutSearch
-from mcfhe.errors import ParameterError, UnsupportedLayerError
+from mcfhe.errors import DepthError, ParameterError, UnsupportedLayerError
 from mcfhe.graph.floats import float_values
 from mcfhe.graph.nodes import Flatten, Graph, Input, Node, Poly
 from mcfhe.graph.report import cost_of
@@ -209,7 +209,8 @@ class _Cutter:
                 stages.append(self.stage(start, end))
             except ParameterError as error:
                 name = self.graph.nodes[end].name
-                raise type(error)(f"cuts: stage {index + 1}, up to layer {name!r}: {error}") from None
+                what = f"{error.what}; cut it once more" if isinstance(error, DepthError) else str(error)
+                raise type(error)(f"cuts: stage {index + 1}, up to layer {name!r}: {what}") from None
         return StagedProgram(tuple(stages), tuple(self.graph.nodes[i].name for i in cuts))
 
     def _stage(self, start: int, end: int) -> Any:

@@ -20,7 +20,11 @@ class ImageError(ParameterError):
 
 
 class DepthError(ParameterError):
-    """The network has more activations in a row than the scheme's limits hold; client refresh cuts it."""
+    """The network has more activations in a row than the scheme's limits hold. ``what``: that, without the advice."""
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        super().__init__(f"{what}; {advice}" if advice else what)
+        self.what = what
 
 
 class UnsupportedLayerError(ParameterError):

@@ -168,7 +168,10 @@ def require_some_basis(program: Program) -> Program:
     if fitting is None:
         changes = _changes(program, widest_product(widest), profile)
         fixes = [change.what for change in changes if "more moduli" not in change.what]
-        fix = " or ".join(fixes) or "fewer activations in a row, a lower degree or client refresh (compile with for_refresh=True)"
+        fix = (
+            " or ".join(fixes)
+            or "fewer activations in a row, a lower degree or client refresh (compile with for_refresh=True)"
+        )
     else:
         fix = f"modulus_bits={fitting}, {limbs_needed(required, fitting)} limbs"
     short = certificate.required_bits - widest_product(width).bit_length() + 1

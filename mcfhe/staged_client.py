@@ -98,7 +98,9 @@ class StagedClient:
     def decrypt(self, response: Any, *, request_id: str | None = None) -> torch.Tensor:
         """Scores, float64 ``[batch, labels]``, of the last stage's response."""
         if self._stage(response) != len(self.clients) - 1:
-            raise ParameterError("response: is of a stage before the last; refresh() it and evaluate again")
+            raise ParameterError(
+                "response: is of a stage before the last; refresh() it (mcfhe refresh) and evaluate again"
+            )
         scores: torch.Tensor = self.clients[-1].decrypt(response, request_id=request_id)
         return scores
 

@@ -40,6 +40,7 @@ for command in (
     client_commands.encrypt,
     server_commands.evaluate,
     client_commands.decrypt,
+    client_commands.refresh,
     service_commands.serve,
     service_commands.classify,
     audit_command.audit,

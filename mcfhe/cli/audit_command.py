@@ -58,11 +58,15 @@ def audit(
     """
     from mcfhe.cli.client_commands import read_spec
     from mcfhe.modular import audit as attack
+    from mcfhe.staged_spec import StagedSpec
     from mcfhe.wire import Request
 
     security_line(quiet)
     client_spec = read_spec(spec)
     loaded = [Request.load(path) for path in requests]
+    if isinstance(client_spec, StagedSpec):  # each stage is a program of its own, and so are its requests
+        ids = {stage.program_id: stage for stage in client_spec.stages}
+        client_spec = ids.get(loaded[0].program_id, client_spec.stages[0])
     shape = (sum(r.batch for r in loaded), *client_spec.input_shape)
     pixels = known_pixels(known, shape) if known else None
     with progress_bar("audit", quiet or as_json) as update:

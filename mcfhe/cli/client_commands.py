@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,10 +24,12 @@ from mcfhe.cli.common import (
 from mcfhe.cli.images import ImageSource, image_options
 from mcfhe.errors import FormatError, ParameterError
 from mcfhe.spec import DEFAULT_PROFILE, ClientSpec
+from mcfhe.staged_spec import StagedSpec
 from mcfhe.wording import LATTICE_LINE, SECURITY_LINE
 
 if TYPE_CHECKING:
     from mcfhe.lattice.client import LatticeClient
+    from mcfhe.staged_client import StagedClient
 
 MAX_SPEC_BYTES = 1 << 26
 
@@ -78,6 +80,9 @@ def keygen(
         wipe(user_key or bytearray())
     with client:
         client.save(out, passphrase(passphrase_file))
+    if isinstance(client.spec, StagedSpec):
+        _print_staged_keys(client, out, as_json)
+        return
     if client.spec.scheme == "lattice":
         _print_lattice_key(client, out, as_json)
         return
@@ -112,6 +117,14 @@ def _print_lattice_key(client: LatticeClient, out: Path, as_json: bool) -> None:
         )
 
 
+def _print_staged_keys(client: StagedClient, out: Path, as_json: bool) -> None:
+    ids = [stage.evaluation_key.key_id for stage in client.clients]
+    if as_json:
+        print_json({"out": str(out), "key_ids": ids})
+    else:
+        stdout.print(f"{out}: {len(set(ids))} keys for {len(ids)} stages", markup=False)
+
+
 @click.command()
 @image_options
 @key_option
@@ -138,7 +151,8 @@ def encrypt(
         security_line(quiet, LATTICE_LINE if lattice else SECURITY_LINE)
         images = source.load(client.spec.input_shape)
         with progress_bar("encrypt", quiet or as_json) as update:
-            request = client.encrypt(images.pixels, progress=update) if lattice else client.encrypt(images.pixels)
+            shows = lattice and not isinstance(client.spec, StagedSpec)
+            request = client.encrypt(images.pixels, progress=update) if shows else client.encrypt(images.pixels)
     request.save(out)
     size = out.stat().st_size
     if as_json:
@@ -177,19 +191,42 @@ def decrypt(response: Path, key: Path, top: int, passphrase_file: Path | None, a
         stdout.print(f"{index:6}  {shown}", markup=False)
 
 
-def read_spec(path: Path) -> ClientSpec:
-    """A client spec from its JSON, or out of a program file for a client that has the whole program."""
+@click.command()
+@path_argument("response")
+@key_option
+@out_option("request")
+@passphrase_option
+@json_option
+def refresh(response: Path, key: Path, out: Path, passphrase_file: Path | None, as_json: bool) -> None:
+    """Between two stages of a cut program: decrypt a response, round to levels, encrypt for the next stage.
+
+    The values stay here; the request that is written is a fresh encryption.
+    """
+    from mcfhe.client import Client
+    from mcfhe.wire import Response
+
+    with Client.load(key, passphrase(passphrase_file)) as client:
+        if not isinstance(client.spec, StagedSpec):
+            raise ParameterError(f"{key}: is of a program without stages, whose responses are decrypted")
+        request = client.refresh(Response.load(response))
+    request.save(out)
+    if as_json:
+        print_json({"out": str(out), "request_id": request.request_id, "bytes": out.stat().st_size})
+    else:
+        stdout.print(f"{out}: {request.batch} images, {megabytes(out.stat().st_size)}", markup=False)
+
+
+def read_spec(path: Path) -> Any:
+    """A client spec of any kind from its JSON, or out of a program file for a client that has the whole program."""
     from mcfhe.container import read_file
 
     data = read_file(path, MAX_SPEC_BYTES)
     if data.lstrip()[:1] != b"{":
         from mcfhe.program import load_program
 
-        program_spec: ClientSpec = load_program(path).client_spec()
-        return program_spec
+        return load_program(path).client_spec()
     try:
-        spec: ClientSpec = ClientSpec.from_json(data.decode("utf-8"))
-        return spec
+        return ClientSpec.from_json(data.decode("utf-8"))
     except UnicodeDecodeError:
         raise FormatError(f"{path}: is neither a client spec (JSON) nor a program file") from None
     except ParameterError as error:

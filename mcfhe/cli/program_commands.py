@@ -129,7 +129,9 @@ def train(
 )
 @click.option("--weight-bits", metavar="LAYER=BITS", multiple=True, help="Scale of one layer; may be repeated.")
 @click.option("--calibrate", metavar="DATASET", help="For auto: agree with the model on these images.")
-@click.option("--calibration-images", default=1000, show_default=True, type=click.IntRange(1), help="So many of them.")
+@click.option(
+    "--calibration-images", default=1000, show_default=True, type=click.IntRange(1), help="So many, also for --refresh."
+)
 @click.option("--split", default="train", show_default=True, help="Split of the calibration images: train or test.")
 @click.option("--tolerance", default=0.001, show_default=True, help="For auto: share of labels that may differ.")
 @data_option
@@ -151,8 +153,14 @@ def train(
     default=DEFAULT_PROFILE,
     show_default=True,
     type=click.Choice(PROFILES),
-    help="For auto: whose limbs are counted.",
+    help="For auto and --refresh: whose limbs are counted.",
 )
+@click.option(
+    "--refresh", metavar="DATASET", help="Cut into stages (client refresh); ranges at the cuts are of these images."
+)
+@click.option("--cut", "cuts", metavar="LAYER", multiple=True, help="With --refresh: cut after it; may be repeated.")
+@click.option("--max-limbs", type=int, help="With --refresh: as few cuts as keep every stage within so many limbs.")
+@click.option("--max-degree", type=int, help="With --refresh, lattice: the same for the ring degree.")
 @json_option
 def compile_(
     model: str,
@@ -174,6 +182,10 @@ def compile_(
     degree: int | None,
     bounds: str,
     profile: str,
+    refresh: str | None,
+    cuts: tuple[str, ...],
+    max_limbs: int | None,
+    max_degree: int | None,
     as_json: bool,
 ) -> None:
     """Turn a trained network into a program of exact integer steps, with orders, alignment and certificate (S5).
@@ -186,9 +198,12 @@ def compile_(
 
     network = load_model(model)
     card = network.mcfhe_metadata
-    images = None
-    if calibrate is not None:
-        images = datasets.load(calibrate, split, data, limit=calibration_images).images
+    if refresh is None and (cuts or max_limbs is not None or max_degree is not None):
+        raise ParameterError("--cut, --max-limbs and --max-degree belong to --refresh")
+
+    def images(dataset: str) -> Any:
+        return datasets.load(dataset, split, data, limit=calibration_images).images
+
     program = mcfhe.compile(
         network,
         input_shape=card.input_shape,
@@ -201,7 +216,7 @@ def compile_(
         labels=card.labels,
         passes=passes if passes in ("letter", "default") else passes.split(","),
         weight_bits=dict(map(_layer_bits, weight_bits)) or None,
-        calibration=images,
+        calibration=None if calibrate is None else images(calibrate),
         tolerance=tolerance,
         progress=not as_json,
         scheme=scheme,
@@ -209,46 +224,51 @@ def compile_(
         degree=degree,
         bounds=bounds,
         profile=profile,
+        for_refresh=refresh is not None and calibrate is None,
     )
+    if refresh is not None:
+        program = mcfhe.refresh(
+            program, images(refresh), list(cuts) or "auto", max_limbs, profile, max_degree=max_degree
+        )
     program.save(out)
     if spec is not None:
         write_file(spec, program.client_spec().to_json().encode())
-    if as_json and scheme == "lattice":
+    if as_json:
+        print_json({"out": str(out), "program_id": program.program_id} | _facts(program))
+        return
+    if getattr(program, "search", None) is not None:
+        stdout.print(str(program.search), markup=False)
+    stdout.print(program.summary(), markup=False)
+    for name in program.client_spec().profiles if isinstance(program, mcfhe.Program) else ():
+        stdout.print(str(program.cost(name)), markup=False)
+    stdout.print(f"{out}: program {program.program_id[:12]}", markup=False)
+
+
+def _facts(program: Any) -> dict[str, Any]:
+    """What --json says of a program of any kind."""
+    if hasattr(program, "stages"):
+        stages = [{"program_id": stage.program_id} | _facts(stage) for stage in program.stages]
+        return {"scheme": program.scheme, "cuts": list(program.cuts), "stages": stages}
+    if program.scheme == "lattice":
         plan = program.plan
-        print_json(
-            {
-                "out": str(out),
-                "program_id": program.program_id,
-                "degree": plan.degree,
-                "limbs": plan.limbs,
-                "modulus_bits": plan.modulus_bits,
-                "slots": program.slots,
-                "weight_bits": program.layer_bits,
-            }
-        )
-    elif as_json:
-        profiles = program.client_spec().profiles
-        print_json(
-            {
-                "out": str(out),
-                "program_id": program.program_id,
-                "required_bits": {name: profile.required_bits(guard_bits) for name, profile in profiles.items()},
-                "order": {name: [p.output_order.t, p.output_order.k] for name, p in profiles.items()},
-                "scale_bits": program.settings.scale_bits,
-                "amplification_bits": program.settings.amplification_bits,
-                "modulus_bits": program.settings.modulus_bits,
-                "weight_bits": program.settings.layer_bits,
-                "cost": {name: program.cost(name, timed=False).to_json() for name in profiles},
-                "tried": None if program.search is None else len(program.search.trials),
-            }
-        )
-    else:
-        if scheme == "modular" and program.search is not None:
-            stdout.print(str(program.search), markup=False)
-        stdout.print(program.summary(), markup=False)
-        for name in program.client_spec().profiles if scheme == "modular" else ():
-            stdout.print(str(program.cost(name)), markup=False)
-        stdout.print(f"{out}: program {program.program_id[:12]}", markup=False)
+        return {
+            "degree": plan.degree,
+            "limbs": plan.limbs,
+            "modulus_bits": plan.modulus_bits,
+            "slots": program.slots,
+            "weight_bits": program.layer_bits,
+        }
+    profiles, settings = program.client_spec().profiles, program.settings
+    return {
+        "required_bits": {name: profile.required_bits(settings.guard_bits) for name, profile in profiles.items()},
+        "order": {name: [p.output_order.t, p.output_order.k] for name, p in profiles.items()},
+        "scale_bits": settings.scale_bits,
+        "amplification_bits": settings.amplification_bits,
+        "modulus_bits": settings.modulus_bits,
+        "weight_bits": settings.layer_bits,
+        "cost": {name: program.cost(name, timed=False).to_json() for name in profiles},
+        "tried": None if program.search is None else len(program.search.trials),
+    }
 
 
 def _number(text: str) -> int | str:

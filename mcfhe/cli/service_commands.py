@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,9 +23,11 @@ from mcfhe.cli.common import (
 )
 from mcfhe.cli.images import ImageSource, image_options
 from mcfhe.errors import McfheError, ParameterError
+from mcfhe.staged_spec import StagedSpec
 from mcfhe.wording import LATTICE_LINE, SECURITY_LINE
 
 if TYPE_CHECKING:
+    from mcfhe.remote import RemoteServer
     from mcfhe.server import Evaluator
 
 TOKEN_VARIABLE = "MCFHE_TOKEN"
@@ -84,8 +86,8 @@ def serve(
 ) -> None:
     """Answer encrypted requests over HTTP until interrupted; then finish those that were taken in.
 
-    PROGRAMS are files of `mcfhe compile`. /openapi.json describes the routes, /metrics counts. Logs are JSON lines on
-    standard error.
+    PROGRAMS are files of `mcfhe compile`; of one that is cut, every stage is served. /openapi.json describes the
+    routes, /metrics counts. Logs are JSON lines on standard error.
     """
     try:
         from mcfhe.service.app import Service
@@ -114,7 +116,7 @@ def serve(
     )
     tokens = None if token_file is None else Tokens.from_file(token_file)
     settle_allocator()
-    loaded = [load_program(path) for path in programs]
+    loaded = [stage for path in programs for stage in _stages(load_program(path))]
     if engine == "ray":
         from mcfhe.ray_engine import ray_evaluators
 
@@ -189,9 +191,7 @@ def classify(
             def show(share: float, start: int = start, size: int = len(part)) -> None:
                 update((start + share * size) / len(pixels))
 
-            request = client.encrypt(part)
-            response = server.evaluate(request, show)
-            for row in client.decrypt(response, request_id=request.request_id):
+            for row in _scores(client, part, server, show):
                 labels.append(client.spec.labels[int(row.argmax())])
                 scores.append([float(v) for v in row])
     if as_json:
@@ -199,6 +199,20 @@ def classify(
         return
     for name, label, row_scores in zip(images.names, labels, scores, strict=True):
         stdout.print(f"{name}  {label} {max(row_scores):.4f}", markup=False)
+
+
+def _stages(program: Any) -> Sequence[Any]:
+    """The stages of a program that is cut: each answers requests of its own."""
+    stages: Sequence[Any] = getattr(program, "stages", (program,))
+    return stages
+
+
+def _scores(client: Any, images: Any, server: RemoteServer, progress: Callable[[float], None]) -> Any:
+    """float64 [batch, labels]; where a program is cut, over all its stages."""
+    if isinstance(client.spec, StagedSpec):
+        return client.classify(images, server, progress)
+    request = client.encrypt(images)
+    return client.decrypt(server.evaluate(request, progress), request_id=request.request_id)
 
 
 def _token(path: Path | None) -> str | None:

@@ -109,7 +109,7 @@ def make_plan(
     # how much it would take, by the quicker search that overestimates a little
     needed = min((c.limbs for c in candidates(graph, degrees[-1], MAX_LIMBS, True)), default=None)
     fitting = _deepest(graph, lambda part: any(c.limbs <= most for c in candidates(part, degrees[-1], most, False)))
-    raise DepthError(_too_deep(max(_depths(graph)), degrees[-1], most, precision, needed, fitting))
+    raise _too_deep(max(_depths(graph)), degrees[-1], most, precision, needed, fitting)
 
 
 def _plan(degree: int, candidate: Candidate) -> Plan:
@@ -117,15 +117,15 @@ def _plan(degree: int, candidate: Candidate) -> Plan:
     return Plan(degree, candidate.limbs, candidate.input_bits, placements)
 
 
-def _too_deep(depth: int, degree: int, most: int, precision: float, needed: int | None, fitting: int) -> str:
+def _too_deep(depth: int, degree: int, most: int, precision: float, needed: int | None, fitting: int) -> DepthError:
     limbs = f"more than {MAX_LIMBS}" if needed is None else str(needed)
     allowed = "the 128-bit table allows" if most == most_limbs(degree) else "max_limbs is"
-    larger = "" if degree == DEGREES[-1] else "a larger ring degree, "
-    return (
+    return DepthError(
         f"lattice plan: {depth} activations in a row need {limbs} limbs of {MODULUS_BITS} bits at precision "
-        f"2^-{precision:g}, {allowed} {most} at n = {degree}; the first {fitting} of them fit. Choose {larger}client "
-        "refresh (compile with for_refresh=True, then mcfhe.refresh cuts it into stages between which the client "
-        "decrypts and encrypts anew), fewer activations or smaller scale_bits"
+        f"2^-{precision:g}, {allowed} {most} at n = {degree}, where the first {fitting} of them fit",
+        f"choose {'' if degree == DEGREES[-1] else 'a larger ring degree, '}client refresh (compile with "
+        "for_refresh=True; mcfhe.refresh then cuts it into stages between which the client decrypts and encrypts "
+        "anew), fewer activations or smaller scale_bits",
     )
 
 

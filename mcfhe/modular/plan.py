@@ -196,6 +196,7 @@ class _Rules:
                 fix += f", or scale_bits={finest} for the orders up to this layer"
             raise DepthError(
                 f"layer {node.name!r}: its order (t={order.t}, k={order.k}) means integers of {bits} bits, "
-                f"{bits - MAX_ORDER_BITS} more than the {MAX_ORDER_BITS} that are supported; {fix}"
+                f"{bits - MAX_ORDER_BITS} more than the {MAX_ORDER_BITS} that are supported",
+                fix,
             )
         return order
