@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -98,8 +98,9 @@ class _Maker(Protocol):
     monotone: bool  # see CutSearch
     every_place: bool  # whether more than one layer between two activations is looked at
 
-    def make(self, graph: Graph, settings: Settings, scale_bits: int | None) -> Any:
-        """A stage's program; ParameterError if there is none. ``scale_bits``: what its levels need as an input."""
+    def make(self, graph: Graph, settings: Settings, scale_bits: int | None, explain: bool) -> Any:
+        """A stage's program; ParameterError if there is none, which says all about it only with ``explain``.
+        ``scale_bits``: what its levels need as an input."""
 
     def cost(self, stage: Any) -> float | None:
         """What "auto" minimises the sum of; None beyond the limits."""
@@ -142,7 +143,7 @@ class _ModularStages:
         self.profile, self.max_limbs = profile, max_limbs
         self.limits = "" if max_limbs is None else f"max_limbs = {max_limbs}"
 
-    def make(self, graph: Graph, settings: Settings, scale_bits: int | None) -> Program:
+    def make(self, graph: Graph, settings: Settings, scale_bits: int | None, explain: bool) -> Program:
         if settings.weight_bits is not None and scale_bits is not None:  # by the letter all layers share one
             settings = replace(settings, scale_bits=scale_bits)
         return Program(graph, settings)
@@ -164,7 +165,7 @@ class _Cutter:
         self.program, self.graph, self.maker = program, program.graph, maker
         self.places = _single_values(self.graph)
         self._images = images
-        self.stage = cache(self._stage)
+        self._made: dict[tuple[int, int], Any] = {}
 
     def named(self, names: Sequence[str]) -> tuple[int, ...]:
         """Positions of layers; ParameterError for one after which a cut is impossible."""
@@ -206,15 +207,20 @@ class _Cutter:
         stages = []
         for index, (start, end) in enumerate(itertools.pairwise(ends)):
             try:
-                stages.append(self.stage(start, end))
+                stages.append(self.stage(start, end, explain=True))
             except ParameterError as error:
                 name = self.graph.nodes[end].name
                 what = f"{error.what}; cut it once more" if isinstance(error, DepthError) else str(error)
                 raise type(error)(f"cuts: stage {index + 1}, up to layer {name!r}: {what}") from None
         return StagedProgram(tuple(stages), tuple(self.graph.nodes[i].name for i in cuts))
 
-    def _stage(self, start: int, end: int) -> Any:
-        """The program that computes value ``end`` from value ``start``."""
+    def stage(self, start: int, end: int, explain: bool = False) -> Any:
+        """The program that computes value ``end`` from value ``start``, made once."""
+        if (start, end) not in self._made:
+            self._made[start, end] = self._make(start, end, explain)
+        return self._made[start, end]
+
+    def _make(self, start: int, end: int, explain: bool) -> Any:
         graph = _between(self.graph, start, end)
         settings = self.program.settings
         if settings.weight_bits is not None:
@@ -227,7 +233,7 @@ class _Cutter:
             settings = replace(settings, mean=levels.mean, std=levels.std)
         if end < len(self.graph.nodes) - 1:
             settings = replace(settings, labels=tuple(f"value {i}" for i in range(graph.output_shape[0])))
-        return self.maker.make(graph, settings, _scale_bits(self.levels[start]) if start else None)
+        return self.maker.make(graph, settings, _scale_bits(self.levels[start]) if start else None, explain)
 
     @cached_property
     def levels(self) -> dict[int, Levels]:

@@ -42,7 +42,7 @@ class LatticeStages:
             raise ParameterError(f"precision_bits = {precision_bits} is not in 4..24")
         return LatticeStages(precision_bits, Limits(degree, MAX_LIMBS if max_limbs is None else max_limbs))
 
-    def make(self, graph: Graph, settings: Settings, scale_bits: int | None) -> LatticeProgram:
+    def make(self, graph: Graph, settings: Settings, scale_bits: int | None, explain: bool) -> LatticeProgram:
         """The program of a part of a compiled network, whose rounded weights are kept. ParameterError if it does not
         fit."""
         bits = settings.layer_bits
@@ -57,7 +57,7 @@ class LatticeStages:
             weight_bits=tuple(sorted(without_common_factors(graph, bits).items())),
             letter=None,
         )
-        return LatticeProgram.planned(graph, settings, self.precision, limits=self.bounds)
+        return LatticeProgram.planned(graph, settings, self.precision, limits=self.bounds, explain=explain)
 
     def cost(self, stage: LatticeProgram) -> float:
         """Of one request, whatever its batch: evaluation, and the client's encryption and decryption."""

@@ -78,6 +78,7 @@ def make_plan(
     precision: float,
     degree: int | None = None,
     limits: Limits | None = None,
+    explain: bool = True,
 ) -> Plan:
     """The plan with the least work. DepthError, with how deep a network may be, if no table entry is wide enough.
 
@@ -88,6 +89,7 @@ def make_plan(
         precision: bits below 1 of the noise added at any place.
         degree: the ring degree, instead of the smallest that will do.
         limits: what a plan may have at most, beside the table.
+        explain: find out for the error how much is needed and how deep a network may be, which takes several searches.
     """
     limits = limits or Limits()
     degrees = tuple(n for n in DEGREES if n <= limits.degree) if degree is None else (degree,)
@@ -106,6 +108,8 @@ def make_plan(
         if found:
             return min((_plan(n, candidate) for candidate in found), key=lambda p: work(graph, p.limbs, p.placements))
 
+    if not explain:
+        raise DepthError(f"lattice plan: none of {most} limbs or fewer at n = {degrees[-1]}")
     # how much it would take, by the quicker search that overestimates a little
     needed = min((c.limbs for c in candidates(graph, degrees[-1], MAX_LIMBS, True)), default=None)
     fitting = _deepest(graph, lambda part: any(c.limbs <= most for c in candidates(part, degrees[-1], most, False)))
@@ -124,8 +128,8 @@ def _too_deep(depth: int, degree: int, most: int, precision: float, needed: int 
         f"lattice plan: {depth} activations in a row need {limbs} limbs of {MODULUS_BITS} bits at precision "
         f"2^-{precision:g}, {allowed} {most} at n = {degree}, where the first {fitting} of them fit",
         f"choose {'' if degree == DEGREES[-1] else 'a larger ring degree, '}client refresh (compile with "
-        "for_refresh=True; mcfhe.refresh then cuts it into stages between which the client decrypts and encrypts "
-        "anew), fewer activations or smaller scale_bits",
+        "for_refresh=True, then mcfhe.refresh; or `mcfhe compile --refresh`: stages between which the client decrypts "
+        "and encrypts anew), fewer activations or smaller scale_bits",
     )
 
 

@@ -84,14 +84,21 @@ class LatticeProgram(StoredProgram):
 
     @staticmethod
     def planned(
-        graph: Graph, settings: Settings, precision: float, degree: int | None = None, limits: Limits | None = None
+        graph: Graph,
+        settings: Settings,
+        precision: float,
+        degree: int | None = None,
+        limits: Limits | None = None,
+        explain: bool = True,
     ) -> LatticeProgram:
-        """The program with the best plan. DepthError if there is none within the 128-bit table."""
+        """The program with the best plan, see :func:`mcfhe.lattice.plan.make_plan`. DepthError if there is none within
+        the 128-bit table."""
         layer_bits = settings.layer_bits
         assert layer_bits is not None
         quantised = quantise(graph, settings.scale_bits, layer_bits)
         bounds = _bounds_as_far_as_known(quantised, settings)
-        return LatticeProgram(graph, settings, make_plan(quantised, layer_bits, bounds, precision, degree, limits))
+        plan = make_plan(quantised, layer_bits, bounds, precision, degree, limits, explain)
+        return LatticeProgram(graph, settings, plan)
 
     def _check_room(self) -> None:
         """Every value fits its modulus with room for noise, at the scales that the primes really give."""

@@ -231,7 +231,7 @@ def test_deep_networks_are_planned_in_time_and_refused_in_words() -> None:
     assert plan.limbs <= most_limbs(plan.degree)
     with pytest.raises(
         ParameterError,
-        match=r"12 activations in a row need \d+ limbs .* allows 28 at n = 32768; where the first \d+ of",
+        match=r"12 activations in a row need \d+ limbs .* allows 28 at n = 32768, where the first \d+ of",
     ):
         mcfhe.compile(chain(12), (1, 2, 2), scheme="lattice", scale_bits=6)
     with pytest.raises(
