@@ -141,7 +141,8 @@ class StagedClient:
         tensors = {"spec": np.frombuffer(self.spec.to_json().encode(), np.uint8)}
         for index, client in enumerate(self.clients):
             parts = client.parts()  # refuses after close()
-            if _of_ring(client.spec, self.clients[:index], client) is None:
+            first = _of_ring(client.spec, self.clients[:index])  # whose key loading would put here
+            if first is None or first.evaluation_key.key_id != client.evaluation_key.key_id:
                 tensors |= {f"stage.{index}.{name}": part for name, part in parts.items()}
         save_secret(path, KIND, tensors, {"program_id": self.spec.program_id}, passphrase)
 
@@ -171,12 +172,11 @@ class StagedClient:
             return cls(spec, clients)
 
 
-def _of_ring(stage: ClientSpec | LatticeSpec, clients: Sequence[Any], like: Any = None) -> Any:
-    """The first of ``clients`` whose key ``stage`` can share (that has the very key of ``like``, if given), or None."""
+def _of_ring(stage: ClientSpec | LatticeSpec, clients: Sequence[Any]) -> Any:
+    """The first of ``clients`` whose key ``stage`` can share, or None."""
     if not isinstance(stage, LatticeSpec):
         return None
-    fitting = (client for client in clients if client.spec.ring == stage.ring)
-    return next((c for c in fitting if like is None or c.evaluation_key.key_id == like.evaluation_key.key_id), None)
+    return next((client for client in clients if client.spec.ring == stage.ring), None)
 
 
 def _spec(path: str | os.PathLike[str], data: bytes) -> StagedSpec:

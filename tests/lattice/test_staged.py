@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +67,13 @@ def test_stages_of_one_ring_share_a_key(tmp_path: Path) -> None:
     scores = [c.classify(PIXELS[:40], server) for c in (client, again)]
     assert torch.equal(scores[0].argmax(1), program.evaluate_plain(PIXELS[:40]).argmax(1))
     assert torch.equal(scores[0].argmax(1), scores[1].argmax(1))
+
+    # keys of one's own: what is left out is only what loading puts back
+    own = [client.clients[0], mcfhe.Client.generate(client.spec.stages[1]), *client.clients[2:]]
+    mixed = StagedClient(client.spec, own)
+    assert key_ids(mixed)[1] != key_ids(mixed)[2] == key_ids(mixed)[3]
+    mixed.save(tmp_path / "mixed")
+    assert key_ids(StagedClient.load(tmp_path / "mixed")) == key_ids(mixed)
 
     one = np.frombuffer(program.stages[0].client_spec().to_json().encode(), np.uint8)
     forgeries: list[tuple[Edit, str]] = [
@@ -219,7 +228,14 @@ def test_commands_over_files_and_a_socket(tmp_path: Path, capsys: pytest.Capture
             assert "refresh" in capsys.readouterr().err
             command("refresh", tmp_path / "response", "--key", key, "-o", tmp_path / "message")
     decrypted = command("decrypt", tmp_path / "response", "--key", key)
-    with Live([mcfhe.Server(stage) for stage in staged.stages]) as live:
-        remote = command("classify", *images, "--server", live.url, "--key", key)
+    serve = [sys.executable, "-m", "mcfhe", "serve", str(program), "--port", "0", "--json"]
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            facts = json.loads(process.stdout.readline())
+            remote = command("classify", *images, "--server", facts["url"], "--key", key)
+        finally:
+            process.terminate()
+    assert facts["programs"] == [stage["program_id"] for stage in made["stages"]]
     for found in (decrypted, remote):
         np.testing.assert_allclose(found["scores"], expected.numpy(), atol=0.05)
