@@ -184,7 +184,8 @@ def test_a_late_result_of_one_request_never_enters_another() -> None:
 
 def test_a_scheme_whose_limbs_belong_together_is_refused() -> None:
     with pytest.raises(ParameterError, match="one device"):
-        ShardedServer(SimpleNamespace(scheme="lattice"), [LocalWorker(PROGRAM, "cpu")])  # type: ignore[arg-type]
+        program = SimpleNamespace(scheme="lattice", program_id="0" * 64)
+        ShardedServer(program, [LocalWorker(PROGRAM, "cpu")])  # type: ignore[arg-type]
 
 
 def test_needs_workers() -> None:
