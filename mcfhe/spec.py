@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from mcfhe.errors import FormatError, ParameterError
@@ -14,6 +16,7 @@ SPEC_FORMAT = "mcfhe/client-spec"
 LATTICE_FORMAT = "mcfhe/lattice-client-spec"
 STAGED_FORMAT = "mcfhe/staged-client-spec"
 SPEC_VERSION = 1
+MAX_BOUND_DIGITS = 38_300  # of 2^(31 * 4096): as many limbs as a key may have, of the widest moduli
 PROFILES = ("patent", "hardened")
 DEFAULT_PROFILE = "hardened"  # what is used where no profile is named; the scheme by the letter is asked for by name
 
@@ -90,7 +93,7 @@ class ClientSpec:
                 name: {
                     "input_order": [p.input_order.t, p.input_order.k],
                     "output_order": [p.output_order.t, p.output_order.k],
-                    "output_bound": str(p.output_bound),
+                    "output_bound": str(Decimal(p.output_bound)),
                     "max_noise": p.max_noise,
                 }
                 for name, p in self.profiles.items()
@@ -132,7 +135,7 @@ class ClientSpec:
                     str(name): ProfileSpec(
                         input_order=Order(*(int(v) for v in p["input_order"])),
                         output_order=Order(*(int(v) for v in p["output_order"])),
-                        output_bound=int(p["output_bound"]),
+                        output_bound=_integer(p["output_bound"]),
                         max_noise=int(p["max_noise"]),
                     )
                     for name, p in body["profiles"].items()
@@ -164,3 +167,13 @@ class ClientSpec:
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, hex."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def _integer(digits: object) -> int:
+    """A non-negative integer from its decimal digits; ValueError for anything else, or for more than bounds can have.
+
+    Through Decimal, which converts exactly and, unlike int and str, more than 4,300 digits: those of 476 limbs.
+    """
+    if not isinstance(digits, str) or not re.fullmatch(f"0|[1-9][0-9]{{0,{MAX_BOUND_DIGITS - 1}}}", digits, re.ASCII):
+        raise ValueError(f"output_bound is not made of 1 to {MAX_BOUND_DIGITS} decimal digits")
+    return int(Decimal(digits))

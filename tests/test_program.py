@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 import mcfhe
 from mcfhe import PolyActivation, models
-from mcfhe.errors import ImageError, ParameterError, UnsupportedLayerError
+from mcfhe.errors import FormatError, ImageError, ParameterError, UnsupportedLayerError
 from mcfhe.graph.import_ import import_module
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Linear, Node, Poly
 from mcfhe.graph.order import Order
@@ -234,6 +236,25 @@ def test_client_spec_is_what_a_client_needs(program: Program) -> None:
         assert profile.required_product(spec.guard_bits) == certificate.required_product
         assert profile.required_bits(spec.guard_bits) == certificate.required_bits
     assert str(program.graph.nodes[1].weight.flat[0])[:6] not in spec.to_json()  # type: ignore[attr-defined]
+
+
+@given(st.integers(0, 31 * 4096), st.integers(0, 2**64))
+def test_specs_hold_bounds_of_any_number_of_limbs(program: Program, bits: int, low: int) -> None:
+    """More than 4,300 digits too, where int and str give up."""
+    spec = program.client_spec()
+    profile = replace(spec.profile("hardened"), output_bound=((1 << bits) - 1) ^ (low & ((1 << bits) - 1)))
+    wide = replace(spec, profiles={**spec.profiles, "hardened": profile})
+    assert ClientSpec.from_json(wide.to_json()) == wide
+
+
+@pytest.mark.parametrize(
+    "digits", ["", "-1", "+1", " 1", "1_0", "1e3", "01", "\u0661", "NaN", "9" * 38_301, 5, None, 1.0]
+)
+def test_bounds_are_plain_digits(program: Program, digits: object) -> None:
+    body = json.loads(program.client_spec().to_json())
+    body["profiles"]["hardened"]["output_bound"] = digits
+    with pytest.raises(FormatError, match="output_bound is not made of"):
+        ClientSpec.from_json(json.dumps(body))
 
 
 BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [

@@ -183,8 +183,8 @@ def test_a_late_result_of_one_request_never_enters_another() -> None:
 
 
 def test_a_scheme_whose_limbs_belong_together_is_refused() -> None:
+    program = SimpleNamespace(scheme="lattice", program_id="0" * 64)
     with pytest.raises(ParameterError, match="one device"):
-        program = SimpleNamespace(scheme="lattice", program_id="0" * 64)
         ShardedServer(program, [LocalWorker(PROGRAM, "cpu")])  # type: ignore[arg-type]
 
 
