@@ -17,6 +17,7 @@ from mcfhe.errors import ParameterError
 from mcfhe.graph.import_ import check_shape, import_module
 from mcfhe.graph.nodes import Graph
 from mcfhe.graph.passes import apply_passes, select_passes
+from mcfhe.graph.passes.sums_of_squares import NAME as SUMS_OF_SQUARES
 from mcfhe.graph.settings import Letter, Numbers, Settings, per_channel, per_score, whole
 from mcfhe.modular.constants import (
     MAX_LAYER_BITS,
@@ -36,6 +37,7 @@ __all__ = ["compile"]
 
 _AUTO = "auto"
 SCHEMES = ("modular", "lattice")
+_LINEAR_BITS = 20
 _ANY_SCALE = 8  # stands for the scale in settings until the search has found one
 
 
@@ -90,7 +92,8 @@ def compile(
         tolerance: for "auto": share of the calibration images by which accuracy or agreement may fall.
         progress: for "auto": show what is tried, on standard error if that is a terminal.
         scheme: "modular", fast and without semantic security, or "lattice" (RNS-CKKS), see SECURITY.md. A lattice
-            program has no amplification, modulus_bits, guard_bits or search, and runs all passes unless told otherwise.
+            program has no amplification, modulus_bits, guard_bits or search, and runs all passes unless told otherwise;
+            its activations are of degree 1 to 4.
         precision_bits: lattice only: noise added at any place is at most 2^-precision_bits of a unit there, 4..24.
         degree: lattice only: the ring degree, 4,096..32,768; by default the least that is wide enough.
         bounds: "interval", or "quadratic": tighter ones through squares, which take about a second and are computed
@@ -115,7 +118,7 @@ def compile(
                 f"{precision_bits!r}"
             )
         amplification_bits, modulus_bits, guard_bits = 0, 30, 0
-        passes = "default" if passes is None else passes
+        passes = (*select_passes("default" if passes is None else passes), SUMS_OF_SQUARES)
     if isinstance(scale_bits, str) and not search:
         raise ParameterError(f"scale_bits = {scale_bits!r}: give a whole number, or 'auto' with calibration images")
     if search == (calibration is None):
@@ -146,9 +149,15 @@ def compile(
     graph = apply_passes(imported, settings.passes)
     chosen = _chosen_bits(graph, {} if weight_bits is None else weight_bits)
     if lattice:
+        from mcfhe.lattice.lower import is_linear
         from mcfhe.lattice.program import LatticeProgram
 
-        bits = without_common_factors(graph, relative_bits(graph, settings.scale_bits) | chosen)
+        bits = relative_bits(graph, settings.scale_bits)
+        # what is rounded at the scale of a sum pays for no bits of its own
+        linear = {node.name for node in graph.nodes if is_linear(node)}
+        finest = relative_bits(graph, max(settings.scale_bits, _LINEAR_BITS))
+        bits |= {name: finest[name] for name in linear & finest.keys()} | chosen
+        bits = without_common_factors(graph, bits)
         settings = replace(settings, weight_bits=tuple(sorted(bits.items())))
         if for_refresh:
             return _uncut(graph, settings, scheme, precision_bits)

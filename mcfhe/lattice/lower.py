@@ -6,7 +6,12 @@ The rules, for a value whose slots hold real numbers times a scale s:
 - a constant c is round(c * s), added to the first component only: a constant is the same number in every slot, and in
   NTT form the same residue at every place;
 - a quadratic activation is the tensor square, at scale s^2 (times 2^b for a leading coefficient that is not whole);
-- a sum brings its operands to one scale by whole factors, within 2^-14 of it, and to the fewest limbs of them.
+  other degrees are squares and sums already (:mod:`mcfhe.graph.passes.sums_of_squares`);
+- a sum brings its operands to one scale by whole factors, within 2^-13 of it, and to the fewest limbs of them. If only
+  some of them have three components, the others get a third one of 0, by a tensor square without a square:
+  (0, f, 0) are the coefficients of f x;
+- a linear polynomial that a sum reads has no scale of its own: its coefficients are rounded at the scale of the sum,
+  as (c0, c1, 0) of such a tensor square. Beside a square that scale is far above x's, so they lose nothing.
 
 :class:`Placement` says after which nodes a ciphertext is rescaled and relinearised. A ciphertext of three components is
 as good as one of two for everything but the next square, so that may be far behind the square (lazy relinearisation).
@@ -14,7 +19,7 @@ as good as one of two for everything but the next square, so that may be far beh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import log2
@@ -24,6 +29,8 @@ import numpy as np
 from mcfhe.errors import ParameterError, UnsupportedLayerError
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Linear, Node, Poly, Shape
 from mcfhe.graph.order import Level, Order
+from mcfhe.graph.passes.rewrite import leading
+from mcfhe.graph.passes.sums_of_squares import NAME as SUMS_OF_SQUARES
 from mcfhe.graph.steps import (
     AddStep,
     ConcatStep,
@@ -41,7 +48,7 @@ from mcfhe.graph.steps import (
 )
 from mcfhe.modular.constants import LayerConstants, pool_factor
 
-ALIGNMENT_BITS = 14  # a sum's operands are brought to one scale within 2^-14 of it
+ALIGNMENT_BITS = 13  # a sum's operands are brought to one scale within 2^-13 of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +65,11 @@ def square_terms(node: Poly, bits: int, scale: Fraction) -> tuple[tuple[int, int
 
     UnsupportedLayerError for a degree other than 2.
     """
-    rows = node.coefficients
-    degrees = np.flatnonzero(rows.any(axis=0))
-    if not degrees.size or degrees[-1] != 2:
+    rows, degree = node.coefficients, leading(node)[0]
+    if degree != 2:
         raise UnsupportedLayerError(
-            f"layer {node.name!r}: degree {int(degrees[-1]) if degrees.size else 0}; the lattice scheme runs "
-            "activations of degree 2 (others: the modular scheme)"
+            f"layer {node.name!r}: degree {degree}; a lattice program squares, and the pass {SUMS_OF_SQUARES} makes "
+            "squares of other degrees"
         )
     return tuple(
         (
@@ -75,16 +81,34 @@ def square_terms(node: Poly, bits: int, scale: Fraction) -> tuple[tuple[int, int
     )
 
 
-def alignment(scales: Sequence[Fraction]) -> tuple[Fraction, tuple[int, ...]]:
-    """A scale and whole factors that bring every operand to it.
+def alignment(scales: Sequence[Fraction], rounded: Collection[int] = ()) -> tuple[Fraction, tuple[int, ...]]:
+    """A scale and whole factors that bring every operand to it, each within 2^-ALIGNMENT_BITS of its value.
 
-    Exactly, where the scales are powers of two apart. Otherwise the scale is 2^(ALIGNMENT_BITS - 1) times the largest,
-    always, so that a plan can count on it, and each operand is within 2^-ALIGNMENT_BITS of its value.
+    Exactly, where the scales are powers of two apart. Otherwise factors must be about 2^ALIGNMENT_BITS or more, so the
+    scale is above the largest by the bits (:func:`raised_bits`) that are missing. ``rounded``: operands whose factor
+    will be multiplied by numbers that are not whole, so that it is never exact.
     """
     target = max(scales)
-    if any(not _power_of_two(target / scale) for scale in scales):
-        target *= 1 << (ALIGNMENT_BITS - 1)
+    inexact = [s for i, s in enumerate(scales) if i in rounded or not _power_of_two(target / s)]
+    if inexact:
+        target *= 1 << raised_bits(log2(target / max(inexact)))
     return target, tuple(round(target / scale) for scale in scales)
+
+
+def raised_bits(gap: float) -> int:
+    """Bits by which a sum's scale is above its largest operand's, if the next one, which is not a power of two below,
+    is ``gap`` bits below. Scales are near powers of two, whole gaps far from where this changes."""
+    return max(0, ALIGNMENT_BITS - round(gap))
+
+
+def is_linear(node: Node) -> bool:
+    """Is it a polynomial of degree 1? Sums apply those that they read; no other layer may."""
+    return isinstance(node, Poly) and leading(node)[0] == 1
+
+
+def is_square(node: Node) -> bool:
+    """Is it a polynomial that takes a tensor square, with three components behind it?"""
+    return isinstance(node, Poly) and not is_linear(node)
 
 
 def _power_of_two(ratio: Fraction) -> bool:
@@ -105,12 +129,14 @@ def lower_lattice(
         placements: by index of a node; a value that is squared must have been relinearised.
 
     Raises:
-        UnsupportedLayerError: an activation that is not quadratic.
-        ParameterError: a placement after no node, one that leaves no limb or relinearises two components, a square or a
-            sum of three components.
+        UnsupportedLayerError: an activation that is not quadratic, or a linear one that no sum reads.
+        ParameterError: a placement after no node, one that leaves no limb or relinearises two components, a square of
+            three components, or a concatenation of two and three.
     """
     if not all(0 < index < len(graph.nodes) for index in placements):
         raise ParameterError(f"placements after nodes {sorted(placements)}: there are 1..{len(graph.nodes) - 1}")
+    if is_linear(graph.nodes[-1]):
+        raise UnsupportedLayerError(f"layer {graph.nodes[-1].name!r}: degree 1, and no sum reads it")
     builder = _Builder(graph, layer_bits, ring, Level(len(ring.moduli), 2, input_scale))
     for index, (node, shape) in enumerate(zip(graph.nodes, graph.shapes, strict=True)):
         if index:
@@ -137,10 +163,48 @@ class _Builder:
         self.levels = [level]
         self.steps: list[Step] = []
         self.value = [0]  # of each node
+        self._linear: dict[int, Poly] = {}  # polynomials of degree 1 by index of their node
 
     def add(self, node: Node, shape: Shape) -> None:
         sources = tuple(self.value[i] for i in node.inputs)
+        if isinstance(node, Poly) and is_linear(node):
+            self._linear[len(self.value)] = node
+            self.value.append(sources[0])  # until the sum that reads it
+            return
+        if isinstance(node, Add):
+            sources = self._aligned(node, shape, sources)
+        elif source := next((i for i in node.inputs if i in self._linear), None):
+            raise UnsupportedLayerError(
+                f"layer {self._linear[source].name!r}: degree 1, read by {node.name!r}; only a sum applies a linear "
+                f"polynomial, the pass {SUMS_OF_SQUARES} makes a layer of others"
+            )
         self.value.append(self._push(self._step(node, shape, sources, [self.levels[v] for v in sources])))
+
+    def _aligned(self, node: Add, shape: Shape, sources: tuple[int, ...]) -> tuple[int, ...]:
+        """A sum's operands: with linear polynomials applied, and all with as many components, at one scale then."""
+        levels = [self.levels[v] for v in sources]
+        linear = {slot: self._linear[i] for slot, i in enumerate(node.inputs) if i in self._linear}
+        three = linear or 3 in {level.components for level in levels}
+        lifted = {slot for slot, level in enumerate(levels) if slot in linear or (three and level.components == 2)}
+        if not lifted:
+            return sources
+        scale, factors = alignment([level.scale for level in levels], linear)
+        limbs = min(level.limbs for level in levels)
+        made = []
+        for slot, (value, factor) in enumerate(zip(sources, factors, strict=True)):
+            if slot not in lifted:
+                made.append(value)
+                continue
+            rows: tuple[tuple[int, int, int], ...] = ((0, factor, 0),)
+            name = node.name
+            if slot in linear:
+                name, ratio = linear[slot].name, scale / levels[slot].scale
+                exact = [[Fraction(float(c)) for c in row[:2]] for row in linear[slot].coefficients]
+                rows = tuple((round(c0 * scale), round(c1 * ratio), 0) for c0, c1 in exact)
+            level = Level(limbs, 3, scale)
+            step = TensorSquareStep(name=name, inputs=(value,), shape=shape, order=_order(level), coefficients=rows)
+            made.append(self._push((step, level)))
+        return tuple(made)
 
     def place(self, node: Node, shape: Shape, placement: Placement) -> None:
         for _ in range(placement.rescales):
@@ -224,7 +288,7 @@ class _Builder:
                 ), level
             case Add() | Concat():
                 if len({level.components for level in levels}) != 1:
-                    raise ParameterError(f"layer {node.name!r}: operands of two and of three components")
+                    raise ParameterError(f"layer {node.name!r}: joins values of two and of three components")
                 scale, factors = alignment([level.scale for level in levels])
                 level = Level(min(level.limbs for level in levels), x.components, scale)
                 if isinstance(node, Concat):

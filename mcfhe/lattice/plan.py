@@ -19,9 +19,9 @@ from functools import cache
 from math import log2, prod
 
 from mcfhe.errors import DepthError, ParameterError
-from mcfhe.graph.nodes import Graph, Poly
+from mcfhe.graph.nodes import Graph
 from mcfhe.graph.steps import Ring
-from mcfhe.lattice.lower import Placement
+from mcfhe.lattice.lower import Placement, is_square
 from mcfhe.lattice.ring import ntt_primes
 from mcfhe.lattice.search import MAX_LIMBS, MODULUS_BITS, SPECIAL_BITS, Candidate, Requirements, Search
 from mcfhe.lattice.security import MAX_MODULUS_BITS
@@ -148,5 +148,5 @@ def _depths(graph: Graph) -> list[int]:
     """Squares on the longest path to each node."""
     depths: list[int] = []
     for node in graph.nodes:
-        depths.append(max((depths[i] for i in node.inputs), default=0) + isinstance(node, Poly))
+        depths.append(max((depths[i] for i in node.inputs), default=0) + is_square(node))
     return depths

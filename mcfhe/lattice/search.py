@@ -18,8 +18,8 @@ from math import ceil, floor, log2, prod
 
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Linear, Node, Poly
 from mcfhe.lattice import noise
-from mcfhe.lattice.lower import ALIGNMENT_BITS
-from mcfhe.lattice.work import linear_work, ring_work
+from mcfhe.lattice.lower import is_linear, raised_bits
+from mcfhe.lattice.work import components, linear_work, ring_work
 from mcfhe.modular.constants import LayerConstants
 
 MODULUS_BITS = 30
@@ -51,8 +51,8 @@ class Candidate:
 class Scale:
     """A value's scale is 2^low or, since primes are a little smaller than 2^30, a little more.
 
-    ``lost``: which rescalings it is divided by, and how often. Two values that agree in it have scales that are a power
-    of two apart exactly.
+    ``lost``: which primes it is divided by, and how often, by their place among the limbs of the value that lost the
+    first of them (:func:`_primes`). Two values that agree in it have scales that are a power of two apart exactly.
     """
 
     low: int
@@ -117,10 +117,12 @@ class Search:
         last = {source: index for index, node in enumerate(graph.nodes) for source in node.inputs}
         last[len(graph.nodes) - 1] = len(graph.nodes)
         self._live = [[v for v in range(i + 1) if last.get(v, -1) > i] for i in range(len(graph.nodes))]
-        self._parts: list[int] = []
+        self._parts = components(graph, self._places)
+        # values of one origin have the same limbs: those that were there before, less as many as were rescaled by
+        self._origins: list[int] = []
         for index, node in enumerate(graph.nodes):
-            parts = 3 if isinstance(node, Poly) else self._parts[node.inputs[0]] if node.inputs else 2
-            self._parts.append(2 if index in self._places else parts)
+            origins = {index if i in self._places else self._origins[i] for i in node.inputs}
+            self._origins.append(origins.pop() if len(origins) == 1 else index)
 
     def candidates(self) -> Iterator[Candidate]:
         """Best plans by number of limbs, for every scale of the input. None if noise rules all out."""
@@ -158,15 +160,16 @@ class Search:
         live = self._live[index - 1]
         scales, drifts = dict(zip(live, state, strict=True)), dict(zip(live, past.drifts, strict=True))
         made, drift = self._made(index, node, [scales[i] for i in node.inputs], [drifts[i] for i in node.inputs])
-        before = self._limbs(made.low + drift, index)
+        linear = [i for i in node.inputs if is_linear(self._graph.nodes[i])]  # made at the scale of the sum
+        before = max(self._limbs(made.low + drift, i) for i in (index, *linear))
         counts = range(1)
         if index in self._places:
             lowest = self._requirements.precision + self._noise
             counts = range(min(MAX_RESCALES, floor((made.low - lowest) / MODULUS_BITS)) + 1)
             counts = counts[-1:] if self._greedy else counts
         for count in counts:
-            lost = tuple(sorted((*made.lost, (index, 1)))) if count else made.lost
-            after = Scale(made.low - count * MODULUS_BITS, lost)
+            lost = sorted((*made.lost, *((_name(self._origins[index], i), 1) for i in range(count))))
+            after = Scale(made.low - count * MODULUS_BITS, tuple(lost))
             shift = drift + count * self._drift
             needed = self._limbs(after.low + shift, index)
             needed_before = max(before, needed + count)
@@ -192,15 +195,15 @@ class Search:
                 return x, drift
             case Conv2d() | Linear() | AvgPool2d():
                 return Scale(x.low + self._constants.bits(node), x.lost), drift
+            case Poly() if is_linear(node):
+                return Scale(x.low, ((_name(index, _ROUNDED), 1),)), drift
             case Poly():
                 lost = tuple((place, 2 * times) for place, times in x.lost)
                 return Scale(2 * x.low + self._constants.bits(node), lost), 2 * drift
             case Add() | Concat():
-                low = max(v.low for v in inputs)
-                high = max(v.low + d for v, d in zip(inputs, drifts, strict=True))
-                if len({v.lost for v in inputs}) == 1:
-                    return Scale(low, x.lost), high - low
-                return Scale(low + ALIGNMENT_BITS - 1, ((index, 1),)), high - low
+                linear = [is_linear(self._graph.nodes[i]) for i in node.inputs]
+                low, high, exact = _joined(inputs, drifts, linear)
+                return Scale(low, x.lost if exact else ((_name(index, _JOINED), 1),)), high - low
             case Flatten():
                 return x, drift
         raise TypeError(f"layer {node.name!r}: no scale for {type(node).__name__}")
@@ -238,12 +241,40 @@ class Search:
         return _Rest(tuple(needs[v] for v in self._live[index - 1]), cost, choices)
 
 
+def _name(index: int, which: int) -> int:
+    """Of a prime that a value loses, or of what stands for one: node ``index``, and the number of the prime there."""
+    return index * (MAX_RESCALES + 2) + which
+
+
+_JOINED, _ROUNDED = MAX_RESCALES, MAX_RESCALES + 1
+_ALIKE = -1
+
+
+def _joined(values: Sequence[Scale], drifts: Sequence[float], linear: Sequence[bool]) -> tuple[int, float, bool]:
+    """log2 of the least and the largest scale that :func:`mcfhe.lattice.lower.alignment` can give, and if it is exact.
+
+    ``linear``: operands that it rounds.
+    """
+    lows = [value.low for value in values]
+    highs = [value.low + drift for value, drift in zip(values, drifts, strict=True)]
+    if len({value.lost for value in values}) == 1 and not any(linear):
+        return max(lows), max(highs), True
+    # bits from the largest scale down to each: least and most
+    gaps = [(max(lows) - high, max(highs) - low) for low, high in zip(lows, highs, strict=True)]
+    if any(linear):
+        gaps = [gap for gap, rounded in zip(gaps, linear, strict=True) if rounded]
+        least, most = min(gap[0] for gap in gaps), min(gap[1] for gap in gaps)
+    else:  # one is the largest, and those that are a power of two below it do not count
+        least, most = sorted(gap[0] for gap in gaps)[1], max(gap[1] for gap in gaps)
+    return max(lows) + raised_bits(most), max(highs) + raised_bits(max(0.0, least)), False
+
+
 def _normal(scales: Sequence[Scale]) -> State:
     """The same state in one form: what all values have lost alike needs no names, but that something was lost."""
     lost = {scale.lost for scale in scales}
     if len(lost) > 1 or lost == {()}:
         return tuple(scales)
-    return tuple(Scale(scale.low, ((0, 1),)) for scale in scales)
+    return tuple(Scale(scale.low, ((_ALIKE, 1),)) for scale in scales)
 
 
 def _front(ways: Sequence[_Rest]) -> list[_Rest]:

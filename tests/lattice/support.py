@@ -122,7 +122,8 @@ class Oracle:
             y = np.empty(step.shape, object)
             for at in np.ndindex(*step.shape):
                 a0, a1, a2 = rows[at[0] if len(rows) > 1 else 0]
-                y[at] = self._affine([(a2, self._call("square", x[at])), (a1, x[at])], a0)
+                z = self._lowered(x[at], limbs)
+                y[at] = self._affine([(a2, self._call("square", z)), (a1, z)], a0)
             return y
         y = np.empty(step.shape, object)
         for at in np.ndindex(*step.shape):

@@ -180,19 +180,21 @@ def fixed(
 ) -> Plan | None:
     if log2(noise.fresh(degree)) - start > -precision:
         return None
-    scales, before, lost = [], [], []
+    scales, before, lost, limbed = [], [], [], []
     for index, node in enumerate(graph.nodes):
         inputs = [scales[i] for i in node.inputs]
+        origins = {i if i in counts else limbed[i] for i in node.inputs}
+        limbed.append(origins.pop() if len(origins) == 1 else index)  # values of one name have the same limbs
         scale = float(start) if not inputs else max(inputs) + LayerConstants(bits).bits(node)
         gone = {} if not inputs else dict(lost[node.inputs[0]])
         if isinstance(node, Poly):
             scale, gone = scale + inputs[0], {place: 2 * times for place, times in gone.items()}
         if isinstance(node, Add) and gone != lost[node.inputs[1]]:
-            scale, gone = scale + 13, {index: 1}
+            scale, gone = scale + max(0, 13 - round(abs(inputs[0] - inputs[1]))), {(index, -1): 1}
         before.append(scale)
         if index in counts:
             scale -= 30 * counts[index]
-            gone |= {index: 1} if counts[index] else {}
+            gone |= {(limbed[index], i): 1 for i in range(counts[index])}
             added = max(noise.rescaled(degree, 3), noise.relinearised(degree, most_limbs(degree), 30, 31))
             if log2(added) - scale > -precision:
                 return None

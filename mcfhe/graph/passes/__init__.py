@@ -12,6 +12,7 @@ for _module in (
     "dead_orders",  # no identities between what is merged next
     "merge_linear",
     "pool_factors",  # before the activations take over what they leave
+    "sums_of_squares",  # only where asked for; completes squares in what it makes next
     "squares",
     "leading_coefficients",
     "regroup_sums",
