@@ -104,7 +104,7 @@ def negligible(row: Row) -> bool:
     of the others to float32 in a model is 2^16 times as much.
     """
     *rest, last = row
-    return abs(last) * _FAR ** len(rest) <= _NOTHING * _largest(rest, _FAR)
+    return bool(abs(last) * _FAR ** len(rest) <= _NOTHING * _largest(rest, _FAR))
 
 
 def _largest(row: Row, x: Fraction | int) -> Fraction:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from mcfhe.engine import Engine
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Input, Linear, Node, Poly
+from mcfhe.graph.passes.sums_of_squares import sums_of_squares
 from mcfhe.lattice.lower import Placement
+from mcfhe.lattice.work import ring_points
 from tests.lattice.support import Oracle, lowered, small_ring
 
 BITS = 3
@@ -150,3 +152,32 @@ def test_random_programs(seed: int, degree: int, limbs: int) -> None:
     width = Graph(tuple(nodes)).shapes[x][0]
     append(Linear(name="fc", inputs=(x,), weight=constants(random, 1, width), bias=constants(random, 1)))
     check(nodes, placements, degree, limbs, seed)
+
+
+@given(seed=st.integers(0, 1 << 30), degree=st.integers(2, 4), skip=st.booleans(), limbs=st.integers(3, 6))
+@settings(max_examples=20, deadline=None)
+def test_activations_of_every_degree(seed: int, degree: int, skip: bool, limbs: int) -> None:
+    """As the plan places them: squares meet linear polynomials and shortcuts before they are relinearised."""
+    random = Random(seed)
+    rows = constants(random, random.choice((1, 2)), degree + 1)
+    nodes: list[Node] = [
+        Input(name="input", inputs=(), shape=(2, 2, 1)),
+        Poly(name="act", inputs=(0,), coefficients=rows),
+    ]
+    if skip:
+        nodes.append(Add(name="skip", inputs=random.choice(((0, 1), (1, 0)))))
+    last = len(nodes) - 1
+    pool = {"kernel": (2, 1), "stride": (1, 1), "padding": (0, 0), "divisor": 1}
+    nodes.append(AvgPool2d(name="pool", inputs=(last,), **pool))  # type: ignore[arg-type]
+    nodes.append(Flatten(name="flat", inputs=(last + 1,)))
+    nodes.append(Linear(name="fc", inputs=(last + 2,), weight=constants(random, 2, 2), bias=constants(random, 2)))
+    graph = sums_of_squares(Graph(tuple(nodes)))
+    places, left = set(ring_points(graph).values()), list[int]()
+    placements = {}
+    for index, node in enumerate(graph.nodes):
+        left.append(min((left[i] for i in node.inputs), default=limbs))
+        if index in places:
+            rescales = random.randint(0, min(2, left[index] - 1))
+            left[index] = random.randint(1, left[index] - rescales)
+            placements[index] = Placement(rescales, left[index], True)
+    check(list(graph.nodes), placements, 16, limbs, seed)

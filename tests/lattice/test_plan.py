@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from itertools import product
 from math import log2
 from random import Random
@@ -18,6 +19,7 @@ import mcfhe
 from mcfhe.errors import ParameterError
 from mcfhe.graph.nodes import Add, Conv2d, Flatten, Graph, Input, Linear, Node, Poly
 from mcfhe.graph.order import Level
+from mcfhe.graph.passes.sums_of_squares import sums_of_squares
 from mcfhe.graph.settings import Settings
 from mcfhe.graph.steps import DropStep, RelineariseStep, RescaleStep, TensorSquareStep
 from mcfhe.lattice import noise
@@ -89,7 +91,17 @@ def conv(name: str, source: int, channels: int, random: Random) -> Conv2d:
     )
 
 
-def random_graph(random: Random, squares: int) -> Graph:
+QUADRATICS = ([[0.0, 0.0, 1.0]], [[0.5, 1.0, 0.25]], [[0.0, -1.0, 3.0]])
+OTHERS = (
+    [[0.5, 0.25]],
+    [[0.1, 0.5, 0.25, 0.03]],
+    [[0.0, 0.0, 0.0, 1.0]],
+    [[0.1, 0.5, 0.25, 0.03, 0.02]],
+    [[0.1, 0.5, 0.25, 0.03, 1e-5]],
+)
+
+
+def random_graph(random: Random, squares: int, choices: Sequence[list[list[float]]] = QUADRATICS) -> Graph:
     """A chain of convolutions and activations, some of them with a shortcut around."""
     channels = random.randint(1, 3)
     nodes: list[Node] = [Input(name="input", inputs=(), shape=(channels, 2, 2))]
@@ -97,7 +109,7 @@ def random_graph(random: Random, squares: int) -> Graph:
         before = len(nodes) - 1
         if random.random() < 0.8:
             nodes.append(conv(f"conv{number}", before, channels, random))
-        rows = random.choice(([[0.0, 0.0, 1.0]], [[0.5, 1.0, 0.25]], [[0.0, -1.0, 3.0]]))
+        rows = random.choice(choices)
         nodes.append(Poly(name=f"poly{number}", inputs=(len(nodes) - 1,), coefficients=np.array(rows)))
         if random.random() < 0.4:
             other = random.choice((before, len(nodes) - 2))
@@ -129,6 +141,20 @@ def settings_of(graph: Graph, random: Random) -> Settings:
 def test_plans_keep_their_promises(seed: int, squares: int, precision: int) -> None:
     random = Random(seed)
     graph = random_graph(random, squares)
+    try:
+        program = LatticeProgram.planned(graph, settings_of(graph, random), precision)
+    except ParameterError as error:
+        if "squares in a row" not in str(error):
+            raise
+        return
+    check_plan(program, precision)
+
+
+@given(seed=st.integers(0, 1 << 30), activations=st.integers(1, 3), precision=st.integers(4, 14))
+@settings(max_examples=20, deadline=None)
+def test_plans_of_other_degrees_keep_their_promises(seed: int, activations: int, precision: int) -> None:
+    random = Random(seed)
+    graph = sums_of_squares(random_graph(random, activations, (*QUADRATICS, *OTHERS)))
     try:
         program = LatticeProgram.planned(graph, settings_of(graph, random), precision)
     except ParameterError as error:

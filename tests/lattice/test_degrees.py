@@ -1,0 +1,105 @@
+"""Activations of degree 1 to 4 from fit to decrypted label, over Fashion-MNIST images of every fourth pixel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mcfhe
+from mcfhe.activations import PolyActivation
+from mcfhe.errors import UnsupportedLayerError
+from mcfhe.graph.steps import TensorSquareStep
+from mcfhe.lattice.client import LatticeClient
+from mcfhe.lattice.program import LatticeProgram
+from mcfhe.lattice.server import LatticeServer
+from tests.lattice.test_plan import check_plan
+
+MEAN, STD = 0.25, 0.5
+SAMPLE = mcfhe.datasets.load(mcfhe.datasets.SAMPLE, "test")
+IMAGES = SAMPLE.images[:, :, ::4, ::4].contiguous()
+
+
+def normalised(images: Tensor) -> Tensor:
+    return (images / 255 - MEAN) / STD
+
+
+def classifier(*activations: nn.Module) -> nn.Sequential:
+    """Random features, the last layer by least squares on the labels: as good as its features, in a moment."""
+    torch.manual_seed(11)
+    first, second = activations
+    features = nn.Sequential(nn.Conv2d(1, 3, 3, stride=2), first, nn.Flatten(), nn.Linear(27, 12), second)
+    last = nn.Linear(12, 10)
+    with torch.no_grad():
+        hidden = features(normalised(IMAGES))
+        inputs = torch.cat([hidden, torch.ones(len(hidden), 1)], 1)
+        solution = torch.linalg.lstsq(inputs, nn.functional.one_hot(SAMPLE.labels, 10).float()).solution
+        last.weight.copy_(solution[:-1].T)
+        last.bias.copy_(solution[-1])
+    return features.append(last).eval()
+
+
+def compiled(model: nn.Module, **arguments: Any) -> LatticeProgram:
+    defaults: dict[str, Any] = {"mean": MEAN, "std": STD, "scheme": "lattice", "scale_bits": 10}
+    program = mcfhe.compile(model, (1, 7, 7), **(defaults | arguments))
+    assert isinstance(program, LatticeProgram)
+    return program
+
+
+@pytest.mark.parametrize(("degrees", "per_channel"), [((3, 4), False), ((4, 3), True)])
+def test_fitted_activations_give_the_labels_of_the_float_model(degrees: tuple[int, int], per_channel: bool) -> None:
+    ordinary = classifier(nn.SiLU(), nn.Tanh())
+    names = {"1": degrees[0], "4": degrees[1]}
+    model, _ = mcfhe.convert(ordinary, IMAGES[:300], mean=MEAN, std=STD, degree=names, per_channel=per_channel)
+    program = compiled(model, scale_bits=12)
+    check_plan(program, 12)
+    client = LatticeClient.generate(program.client_spec())
+    request = client.encrypt(IMAGES)
+    scores = client.decrypt(LatticeServer(program).evaluate(request), request_id=request.request_id)
+    predicted = program.predict_precision(IMAGES[:200])[-1].noise
+    plain = program.evaluate_plain(IMAGES)
+    error = scores - plain
+    assert predicted / 2 < float(error.std()) < 2 * predicted
+    assert float(error.abs().max()) < 40 * predicted  # in the first slots, see mcfhe.lattice.noise
+    with torch.no_grad():
+        expected = model.double()(normalised(IMAGES.double()))
+    assert float((scores - expected).abs().max()) < 0.01
+    best = expected.topk(2, 1).values
+    apart = best[:, 0] - best[:, 1] > 0.02
+    assert float(apart.double().mean()) > 0.8
+    assert torch.equal(scores.argmax(1)[apart], expected.argmax(1)[apart])
+    assert float((scores.argmax(1) == expected.argmax(1)).double().mean()) >= 0.995
+
+
+def squares(program: LatticeProgram) -> int:
+    steps = program.integer_program().steps
+    return sum(isinstance(step, TensorSquareStep) and any(row[2] for row in step.coefficients) for step in steps)
+
+
+def test_what_each_degree_costs() -> None:
+    """Squares and limbs, and that the summary shows them."""
+    rows = {1: [0.1, 0.6], 2: [0.1, 0.5, 0.2], 3: [0.1, 0.5, 0.2, 0.05], 4: [0.1, 0.5, 0.25, 0.03, 0.02]}
+    programs = {
+        degree: compiled(classifier(PolyActivation(row), PolyActivation(row)), precision_bits=10)
+        for degree, row in rows.items()
+    }
+    assert {degree: squares(program) for degree, program in programs.items()} == {1: 0, 2: 2, 3: 8, 4: 4}
+    limbs = [programs[degree].plan.limbs for degree in (1, 2, 4)]
+    assert limbs == sorted(set(limbs))
+    assert "1: plus squared" in programs[3].summary()
+    assert "1: inner" in programs[4].summary()
+    assert "1: " not in programs[2].summary()
+
+
+def test_a_saved_program_is_the_same(tmp_path: Any) -> None:
+    program = compiled(classifier(PolyActivation([0.1, 0.5, 0.2, 0.05]), PolyActivation([0, 1, 0, 0, 0.01])))
+    program.save(tmp_path / "net")
+    assert mcfhe.load_program(tmp_path / "net") == program
+
+
+def test_degree_five_is_refused_by_name() -> None:
+    model = classifier(PolyActivation([0, 1, 0, 0, 0, 0.1]), PolyActivation())
+    with pytest.raises(UnsupportedLayerError, match=r"layer '1': degree 5; .* 1 to 4: convert with max_degree=4"):
+        compiled(model)
