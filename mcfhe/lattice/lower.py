@@ -29,7 +29,6 @@ import numpy as np
 from mcfhe.errors import ParameterError, UnsupportedLayerError
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Linear, Node, Poly, Shape
 from mcfhe.graph.order import Level, Order
-from mcfhe.graph.passes.rewrite import leading
 from mcfhe.graph.passes.sums_of_squares import NAME as SUMS_OF_SQUARES
 from mcfhe.graph.steps import (
     AddStep,
@@ -63,14 +62,15 @@ class Placement:
 def square_terms(node: Poly, bits: int, scale: Fraction) -> tuple[tuple[int, int, int], ...]:
     """Integers (A0, A1, A2) of each channel for a value at ``scale``; the result is at scale^2 * 2^bits.
 
-    UnsupportedLayerError for a degree other than 2.
+    UnsupportedLayerError for a degree other than 2, ParameterError for a leading coefficient that is rounded to 0.
     """
-    rows, degree = node.coefficients, leading(node)[0]
-    if degree != 2:
+    rows = node.coefficients
+    if rows.shape[1] != 3:
         raise UnsupportedLayerError(
-            f"layer {node.name!r}: degree {degree}; a lattice program squares, and the pass {SUMS_OF_SQUARES} makes "
-            "squares of other degrees"
+            f"layer {node.name!r}: degree {rows.shape[1] - 1}; a lattice program squares, and the pass "
+            f"{SUMS_OF_SQUARES} makes squares of other degrees"
         )
+    _check_leading(node)
     return tuple(
         (
             round(Fraction(float(row[0])) * scale**2 * 2**bits),
@@ -102,13 +102,19 @@ def raised_bits(gap: float) -> int:
 
 
 def is_linear(node: Node) -> bool:
-    """Is it a polynomial of degree 1? Sums apply those that they read; no other layer may."""
-    return isinstance(node, Poly) and leading(node)[0] == 1
+    """Is it a polynomial of degree 1, by its number of coefficients? Sums apply those that they read; no other layer
+    may."""
+    return isinstance(node, Poly) and node.coefficients.shape[1] <= 2
 
 
 def is_square(node: Node) -> bool:
     """Is it a polynomial that takes a tensor square, with three components behind it?"""
     return isinstance(node, Poly) and not is_linear(node)
+
+
+def _check_leading(node: Poly) -> None:
+    if not node.coefficients[:, -1].any():
+        raise ParameterError(f"layer {node.name!r}: its leading coefficient is rounded to 0; give it more weight_bits")
 
 
 def _power_of_two(ratio: Fraction) -> bool:
@@ -168,6 +174,7 @@ class _Builder:
     def add(self, node: Node, shape: Shape) -> None:
         sources = tuple(self.value[i] for i in node.inputs)
         if isinstance(node, Poly) and is_linear(node):
+            _check_leading(node)
             self._linear[len(self.value)] = node
             self.value.append(sources[0])  # until the sum that reads it
             return

@@ -11,7 +11,7 @@ sides instead of known, because which primes a ciphertext loses depends on all c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, floor, log2, prod
@@ -117,11 +117,13 @@ class Search:
         last = {source: index for index, node in enumerate(graph.nodes) for source in node.inputs}
         last[len(graph.nodes) - 1] = len(graph.nodes)
         self._live = [[v for v in range(i + 1) if last.get(v, -1) > i] for i in range(len(graph.nodes))]
+        self._linear = [is_linear(node) for node in graph.nodes]
+        self._twins = _twins(graph, self._places)
         self._parts = components(graph, self._places)
         # values of one origin have the same limbs: those that were there before, less as many as were rescaled by
         self._origins: list[int] = []
         for index, node in enumerate(graph.nodes):
-            origins = {index if i in self._places else self._origins[i] for i in node.inputs}
+            origins = {i if i in self._places else self._origins[i] for i in node.inputs}
             self._origins.append(origins.pop() if len(origins) == 1 else index)
 
     def candidates(self) -> Iterator[Candidate]:
@@ -160,13 +162,16 @@ class Search:
         live = self._live[index - 1]
         scales, drifts = dict(zip(live, state, strict=True)), dict(zip(live, past.drifts, strict=True))
         made, drift = self._made(index, node, [scales[i] for i in node.inputs], [drifts[i] for i in node.inputs])
-        linear = [i for i in node.inputs if is_linear(self._graph.nodes[i])]  # made at the scale of the sum
+        linear = [i for i in node.inputs if self._linear[i]]  # made at the scale of the sum
         before = max(self._limbs(made.low + drift, i) for i in (index, *linear))
         counts = range(1)
         if index in self._places:
             lowest = self._requirements.precision + self._noise
             counts = range(min(MAX_RESCALES, floor((made.low - lowest) / MODULUS_BITS)) + 1)
             counts = counts[-1:] if self._greedy else counts
+            if (twin := scales.get(self._twins.get(index, -1))) is not None:
+                alike = round((made.low - twin.low) / MODULUS_BITS)
+                counts = range(alike, alike + 1) if alike in counts else counts
         for count in counts:
             lost = sorted((*made.lost, *((_name(self._origins[index], i), 1) for i in range(count))))
             after = Scale(made.low - count * MODULUS_BITS, tuple(lost))
@@ -195,13 +200,13 @@ class Search:
                 return x, drift
             case Conv2d() | Linear() | AvgPool2d():
                 return Scale(x.low + self._constants.bits(node), x.lost), drift
-            case Poly() if is_linear(node):
+            case Poly() if self._linear[index]:
                 return Scale(x.low, ((_name(index, _ROUNDED), 1),)), drift
             case Poly():
                 lost = tuple((place, 2 * times) for place, times in x.lost)
                 return Scale(2 * x.low + self._constants.bits(node), lost), 2 * drift
             case Add() | Concat():
-                linear = [is_linear(self._graph.nodes[i]) for i in node.inputs]
+                linear = [self._linear[i] for i in node.inputs]
                 low, high, exact = _joined(inputs, drifts, linear)
                 return Scale(low, x.lost if exact else ((_name(index, _JOINED), 1),)), high - low
             case Flatten():
@@ -239,6 +244,16 @@ class Search:
         for source in node.inputs:
             needs[source] = max(needs.get(source, 1), before)
         return _Rest(tuple(needs[v] for v in self._live[index - 1]), cost, choices)
+
+
+def _twins(graph: Graph, places: Collection[int]) -> dict[int, int]:
+    """Of squares that are rescaled where they are made, those of one value: the first by index of the others.
+
+    They are halves of one activation, whose sum would pay alignment if they lost different primes.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    squares = [(i, node.inputs) for i, node in enumerate(graph.nodes) if isinstance(node, Poly) and i in places]
+    return {index: twin for index, source in squares if (twin := first.setdefault(source, index)) != index}
 
 
 def _name(index: int, which: int) -> int:

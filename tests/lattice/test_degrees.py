@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import mcfhe
 from mcfhe.activations import PolyActivation
-from mcfhe.errors import UnsupportedLayerError
+from mcfhe.errors import ParameterError, UnsupportedLayerError
 from mcfhe.graph.steps import TensorSquareStep
 from mcfhe.lattice.client import LatticeClient
 from mcfhe.lattice.program import LatticeProgram
@@ -53,8 +53,8 @@ def test_fitted_activations_give_the_labels_of_the_float_model(degrees: tuple[in
     ordinary = classifier(nn.SiLU(), nn.Tanh())
     names = {"1": degrees[0], "4": degrees[1]}
     model, _ = mcfhe.convert(ordinary, IMAGES[:300], mean=MEAN, std=STD, degree=names, per_channel=per_channel)
-    program = compiled(model, scale_bits=12)
-    check_plan(program, 12)
+    program = compiled(model, scale_bits=12, precision_bits=14)
+    check_plan(program, 14)
     client = LatticeClient.generate(program.client_spec())
     request = client.encrypt(IMAGES)
     scores = client.decrypt(LatticeServer(program).evaluate(request), request_id=request.request_id)
@@ -85,6 +85,8 @@ def test_what_each_degree_costs() -> None:
         degree: compiled(classifier(PolyActivation(row), PolyActivation(row)), precision_bits=10)
         for degree, row in rows.items()
     }
+    for program in programs.values():
+        check_plan(program, 10)
     assert {degree: squares(program) for degree, program in programs.items()} == {1: 0, 2: 2, 3: 8, 4: 4}
     limbs = [programs[degree].plan.limbs for degree in (1, 2, 4)]
     assert limbs == sorted(set(limbs))
@@ -97,6 +99,13 @@ def test_a_saved_program_is_the_same(tmp_path: Any) -> None:
     program = compiled(classifier(PolyActivation([0.1, 0.5, 0.2, 0.05]), PolyActivation([0, 1, 0, 0, 0.01])))
     program.save(tmp_path / "net")
     assert mcfhe.load_program(tmp_path / "net") == program
+
+
+def test_scales_that_leave_nothing_of_a_coefficient_are_refused() -> None:
+    model = classifier(PolyActivation([0.1, 0.5, 0.25, 0.03, 0.02]), PolyActivation())
+    for part in ("outer", "rest"):
+        with pytest.raises(ParameterError, match=f"'1: {part}': its leading .* rounded to 0; give it more weight_bits"):
+            compiled(model, weight_bits={f"1: {part}": 0})
 
 
 def test_degree_five_is_refused_by_name() -> None:

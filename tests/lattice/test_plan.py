@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
 from itertools import product
 from math import log2
 from random import Random
@@ -23,12 +25,13 @@ from mcfhe.graph.passes.sums_of_squares import sums_of_squares
 from mcfhe.graph.settings import Settings
 from mcfhe.graph.steps import DropStep, RelineariseStep, RescaleStep, TensorSquareStep
 from mcfhe.lattice import noise
-from mcfhe.lattice.lower import Placement
-from mcfhe.lattice.plan import DEGREES, Plan, make_plan, most_limbs
+from mcfhe.lattice.lower import Placement, is_linear, lower_lattice
+from mcfhe.lattice.plan import DEGREES, Plan, make_plan, make_ring, most_limbs
 from mcfhe.lattice.program import LatticeProgram
+from mcfhe.lattice.search import Requirements, Scale, Search, _Past
 from mcfhe.lattice.security import require_security
 from mcfhe.lattice.work import ring_points, work
-from mcfhe.modular.constants import LayerConstants
+from mcfhe.modular.constants import LayerConstants, relative_bits
 from tests.lattice.support import Square, small_program
 
 
@@ -155,13 +158,53 @@ def test_plans_keep_their_promises(seed: int, squares: int, precision: int) -> N
 def test_plans_of_other_degrees_keep_their_promises(seed: int, activations: int, precision: int) -> None:
     random = Random(seed)
     graph = sums_of_squares(random_graph(random, activations, (*QUADRATICS, *OTHERS)))
+    bits = tuple(sorted(relative_bits(graph, random.randint(4, 10)).items()))
     try:
-        program = LatticeProgram.planned(graph, settings_of(graph, random), precision)
+        program = LatticeProgram.planned(graph, replace(settings_of(graph, random), weight_bits=bits), precision)
     except ParameterError as error:
         if "squares in a row" not in str(error):
             raise
         return
     check_plan(program, precision)
+
+
+@given(seed=st.integers(0, 1 << 30), activations=st.integers(1, 3))
+@settings(max_examples=10, deadline=None)
+def test_search_knows_the_scales_that_lowering_gives(seed: int, activations: int) -> None:
+    random = Random(seed)
+    check_scales(sums_of_squares(random_graph(random, activations, (*QUADRATICS, *OTHERS))), random)
+
+
+def test_halves_of_an_activation_meet_at_one_scale() -> None:
+    """Both have lost the same primes, of a value that has lost some before."""
+    nodes: list[Node] = [Input(name="input", inputs=(), shape=(1, 1, 1))]
+    for number in range(2):
+        nodes.append(conv(f"conv{number}", len(nodes) - 1, 1, Random(number)))
+        rows = np.array([[0.1, 0.5, 0.2, 0.05]])
+        nodes.append(Poly(name=f"poly{number}", inputs=(len(nodes) - 1,), coefficients=rows))
+    check_scales(sums_of_squares(Graph(tuple(nodes))), Random(3))
+
+
+def check_scales(graph: Graph, random: Random) -> None:
+    bits = relative_bits(graph, random.randint(4, 10))
+    degree, most, requirements = 32768, most_limbs(32768), Requirements((1.0,) * len(graph.nodes), 6)
+    drift = 30 - log2(min(make_ring(degree, most).moduli))
+    search = Search(graph, LayerConstants(bits), ring_points(graph), requirements, degree, drift, most)
+    candidates = list(search.candidates())
+    for candidate in random.sample(candidates, min(4, len(candidates))):
+        chosen = {index: count for index, count, _ in candidate.rescales}
+        placements = {index: Placement(count, limbs, True) for index, count, limbs in candidate.rescales}
+        start = Fraction(1 << candidate.input_bits)
+        program = lower_lattice(graph, bits, make_ring(degree, candidate.limbs), start, placements)
+        state, past = (Scale(candidate.input_bits, ()),), _Past((0.0,), 0)
+        for index in range(1, len(graph.nodes)):
+            (step,) = (s for s in search._steps(index, state, past) if s.rescales == chosen.get(index, 0))
+            state, past = step.state, step.past
+            for value, scale, more in zip(search._live[index], state, past.drifts, strict=True):
+                made = [i for i, s in enumerate(program.steps, 1) if s.name == graph.nodes[value].name]
+                if made and not is_linear(graph.nodes[value]):
+                    real = log2(program.levels[made[-1]].scale)
+                    assert scale.low - 1e-9 <= real <= scale.low + more + 1e-9
 
 
 @given(seed=st.integers(0, 1 << 30), squares=st.integers(1, 3))
