@@ -176,12 +176,10 @@ def test_search_knows_the_scales_that_lowering_gives(seed: int, activations: int
 
 
 def test_halves_of_an_activation_meet_at_one_scale() -> None:
-    """Both have lost the same primes, of a value that has lost some before."""
-    nodes: list[Node] = [Input(name="input", inputs=(), shape=(1, 1, 1))]
-    for number in range(2):
-        nodes.append(conv(f"conv{number}", len(nodes) - 1, 1, Random(number)))
-        rows = np.array([[0.1, 0.5, 0.2, 0.05]])
-        nodes.append(Poly(name=f"poly{number}", inputs=(len(nodes) - 1,), coefficients=rows))
+    """Both have lost the same primes, of a value that has lost some before and is their own input."""
+    rows = np.array([[0.1, 0.5, 0.2, 0.05]])
+    first, second = (Poly(name=f"poly{i}", inputs=(i,), coefficients=rows) for i in range(2))
+    nodes = [Input(name="input", inputs=(), shape=(1, 1, 1)), first, second]
     check_scales(sums_of_squares(Graph(tuple(nodes))), Random(3))
 
 
