@@ -108,6 +108,11 @@ class Request(Stored):
         """Images in the request."""
         return self.ciphertext.shape[-1] // self.lanes
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of its residues as they were sent: what admission counts."""
+        return 4 * self.ciphertext.numel()
+
     def check_ranges(self) -> None:
         """FormatError unless every residue is canonical, 0 <= r < b_p."""
         for name, tensor in (("ciphertext", self.ciphertext), ("public_key", self.public_key)):

@@ -108,15 +108,16 @@ def serve(
         raise ParameterError(f"--host {host}: others can reach it; pass --token-file, or --no-token to serve anyone")
     if engine == "local" and (ray_address or workers):
         raise ParameterError("--ray-address and --workers belong to --engine ray")
-    settings = ServiceSettings(
-        max_body_bytes=max_body_mb << 20,
-        max_inflight=max_inflight,
-        max_inflight_bytes=max(256, max_body_mb) << 20,
-        session_s=session,
-    )
     tokens = None if token_file is None else Tokens.from_file(token_file)
     settle_allocator()
     loaded = [stage for path in programs for stage in _stages(load_program(path))]
+    expansion = 3 if any(program.scheme == "lattice" for program in loaded) else 1
+    settings = ServiceSettings(
+        max_body_bytes=max_body_mb << 20,
+        max_inflight=max_inflight,
+        max_inflight_bytes=max(256, expansion * max_body_mb) << 20,
+        session_s=session,
+    )
     if engine == "ray":
         from mcfhe.ray_engine import ray_evaluators
 

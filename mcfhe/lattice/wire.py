@@ -81,6 +81,12 @@ class LatticeRequest(Stored):
         """Of its own: a ciphertext's slots are full or wasted, they are not joined with others."""
         return self.program_id, self.key_id, self.request_id
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of its residues while it is evaluated: as sent and, of a seeded one, both components beside them."""
+        sent = 4 * self.ciphertext.numel()
+        return sent if self.seeds is None else 3 * sent
+
     def check_ranges(self) -> None:
         """FormatError unless every residue is canonical."""
         for limb, (row, q) in enumerate(zip(self.ciphertext, self.evaluation_key.ring.moduli, strict=True)):

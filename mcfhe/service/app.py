@@ -141,6 +141,7 @@ class Service:
         with self._enter(http.state.owner) as ticket:
             body = await read_body(http, ticket, self.settings, self.settings.max_body_bytes)
             request, digest = await loop.run_in_executor(self._decoder, self._decode, server, owner, body)
+            beyond = request.held_bytes - len(body)
             del body
             http.state.log |= {
                 "program": request.program_id[:12],
@@ -150,6 +151,7 @@ class Service:
             slot = (owner, request.program_id, request.request_id)
             answer = self._replays.find(slot, digest)
             if answer is None:
+                self._reserve(ticket, request, beyond)
                 answer = loop.create_future()
                 self._replays.begin(slot, digest, answer)
                 ticket.keep()  # until it is done, whether or not somebody still waits for it
@@ -171,6 +173,18 @@ class Service:
         request = Request.from_bytes(body, lambda key_id: self._sessions.find(owner, key_id))
         server.check(request)
         return request, read_header(body).metadata["digest"]
+
+    def _reserve(self, ticket: Ticket, request: Request, beyond: int) -> None:
+        """Room for what evaluation holds beside a body; Refusal 413 if there never is enough, 429 if not now."""
+        most = self.settings.max_inflight_bytes
+        if request.held_bytes > most:
+            raise Refusal(
+                413,
+                f"request: takes {request.held_bytes} bytes while it is evaluated, {most} (max_inflight_bytes) may be "
+                "inside; the server's operator can raise that",
+            )
+        if beyond > 0:
+            ticket.reserve(beyond)
 
     def _enter(self, owner: str) -> Ticket:
         if not self.accepting:

@@ -36,7 +36,7 @@ class Metrics:
         self.images = Counter("mcfhe_images", "Images evaluated", ("program",), registry=registry)
         self.replayed = Counter("mcfhe_replayed", "Retries answered without a new evaluation", registry=registry)
         self.inflight = Gauge("mcfhe_inflight_requests", "Requests taken in and not finished", registry=registry)
-        self.inflight_bytes = Gauge("mcfhe_inflight_bytes", "Their bodies", registry=registry)
+        self.inflight_bytes = Gauge("mcfhe_inflight_bytes", "Their bodies, expanded", registry=registry)
         self.waiting = Gauge("mcfhe_waiting_requests", "Requests before the worker", registry=registry)
         self.keys = Gauge("mcfhe_registered_keys", "Evaluation keys with a session", registry=registry)
         self.dropped = Gauge("mcfhe_dropped_limbs", "Limbs that responses did without, so far", registry=registry)

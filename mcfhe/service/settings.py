@@ -15,13 +15,15 @@ class ServiceSettings:
     """Limits, all positive. ParameterError names one that is not.
 
     A body of n bytes takes about 4 n of memory until it is answered (the bytes, then int64 residues, then a batch of
-    them), so ``max_inflight_bytes`` bounds the service's memory at about four times itself beside the programs.
+    them), so ``max_inflight_bytes`` bounds the service's memory at about four times itself beside the programs. A
+    lattice request is counted with what its seeds expand to, three times its residues; what the network makes of the
+    one that is being evaluated comes beside that (docs/lattice.md has peaks that were measured).
     """
 
     max_body_bytes: int = 64 << 20  # one request body
     # Requests taken in and not answered; one more is told to come back (429). No token can take them all (Quota).
     max_inflight: int = 64
-    max_inflight_bytes: int = 256 << 20  # their bodies together
+    max_inflight_bytes: int = 256 << 20  # their bodies together, expanded
     max_batch_streams: int = 4096  # images x lanes that are joined into one evaluation
     max_connections: int = 1024
     header_timeout_s: float = 10.0  # from the first byte that may belong to a request to the end of its headers

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,10 +14,12 @@ from mcfhe.errors import ParameterError, ServiceError
 from mcfhe.lattice.client import LatticeClient
 from mcfhe.lattice.program import LatticeProgram
 from mcfhe.lattice.seal import available
+from mcfhe.lattice.server import LatticeServer, expanded
+from mcfhe.lattice.wire import LatticeRequest, LatticeResponse
 from mcfhe.service.sessions import Sessions
 from mcfhe.sharded import local_evaluator
 from tests.lattice.support import small_program
-from tests.service.support import PROGRAM, Live
+from tests.service.support import PROGRAM, Live, assert_refused, wait_for
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs tenseal: pip install 'mcfhe[lattice]'")
 
@@ -61,6 +67,46 @@ def test_keys_are_bounded_by_bytes(client: LatticeClient) -> None:
     sessions.register("large", key)
     assert sessions.find("small", other.key_id) is other
     assert sessions.find("large", key.key_id) is None, "the owner of the most bytes pays"
+
+
+class Held(LatticeServer):
+    """Evaluates only while ``open`` is set."""
+
+    def __init__(self, program: LatticeProgram) -> None:
+        super().__init__(program)
+        self.open, self.entered = threading.Event(), threading.Event()
+
+    def evaluate(self, request: LatticeRequest, progress: Any = None) -> LatticeResponse:
+        self.entered.set()
+        if not self.open.wait(20):
+            raise TimeoutError("held for too long")
+        return super().evaluate(request, progress)
+
+
+def test_admission_counts_what_a_seeded_request_expands_to(program: LatticeProgram, client: LatticeClient) -> None:
+    pixels = torch.zeros(1, 2, 3, 3, dtype=torch.uint8)
+    requests = [client.encrypt(pixels) for _ in range(2)]
+    held, bodies = requests[0].held_bytes, [request.to_bytes() for request in requests]
+    assert held == requests[0].ciphertext.nbytes + expanded(requests[0]).nbytes > len(bodies[0])
+    path = f"/v1/programs/{program.program_id}/evaluate"
+    limits = {"max_body_bytes": len(bodies[0])}
+    with Live([mcfhe.Server(program)], max_inflight_bytes=held - 1, **limits) as live:
+        assert_refused(live.post(bodies[0], path), 413, f"takes {held} bytes while it is evaluated, {held - 1}")
+        assert live.metric("mcfhe_inflight_bytes") == 0
+    server = Held(program)
+    with (
+        Live([server], max_inflight_bytes=held + len(bodies[1]), **limits) as live,
+        ThreadPoolExecutor(1) as sender,
+    ):
+        first = sender.submit(live.post, bodies[0], path)
+        assert server.entered.wait(10)
+        assert live.metric("mcfhe_inflight_bytes") == held
+        assert_refused(live.post(bodies[1], path), 429, "too many bytes")  # its body alone had room
+        assert live.metric("mcfhe_inflight_bytes") == held
+        server.open.set()
+        assert first.result().status_code == 200
+        wait_for(lambda: live.metric("mcfhe_inflight_bytes") == 0)
+        assert live.post(bodies[1], path).status_code == 200
 
 
 def test_several_devices_are_refused(program: LatticeProgram) -> None:
