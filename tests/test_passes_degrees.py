@@ -76,9 +76,12 @@ def test_condition_of_the_composition(row: list[float], holds: bool) -> None:
 
 
 def test_what_is_negligible() -> None:
-    assert negligible([Fraction(a) for a in (0.3, 0.5, 0.2, 1e-17)])
-    assert not negligible([Fraction(a) for a in (0.3, 0.5, 0.2, 1e-9)])
-    assert negligible([Fraction(0)] * 4)  # a channel that gives nothing
+    row = [Fraction(a) for a in (0.3, 0.5, 0.2, 0.01)]
+    assert negligible(Fraction(1e-17), 3, row)
+    assert not negligible(Fraction(1e-9), 3, row)
+    assert negligible(Fraction(1e-10), 1, row)
+    assert not negligible(Fraction(1e-7), 1, row)
+    assert negligible(Fraction(0), 3, [Fraction(0)] * 4)  # a channel that gives nothing
 
 
 # The pass -------------------------------------------------------------------------------------------------------------
@@ -179,6 +182,9 @@ def test_which_form_is_taken() -> None:
     assert forms(0.1, 0.5, 0.25) == [""]
     assert forms(0.1, 0.5, 0.25, 0.03, 0.02) == ["inner", "outer", "rest", ""]
     assert forms(0, 0, 0.25, 0, 0.02) == ["inner", ""]  # a quadratic of a square, and nothing besides
+    inner = (0.1, 0.7, 0.3)  # of z = x^2 + 0.2 x: what is left of the linear term is rounding
+    squared = (inner[0], 0.2 * inner[1], inner[1] + 0.04 * inner[2], 0.4 * inner[2], inner[2])
+    assert forms(*squared) == ["inner", ""]
     assert forms(0.1, 0.5, 0.25, 0.03) == [*differing, "difference", "rest", ""]
     assert forms(0.1, 0, 0.25, 0.03) == [*differing, ""]
     assert forms(0.1, 0.5, 0.25, 0.1, 1e-4) == [*differing, "difference", "rest", ""]

@@ -39,7 +39,7 @@ REACH = 4  # |x| at which the terms of an activation are weighed: a normalised n
 _LOSS = 4  # the composition's terms may be so much larger than the polynomial's: two bits
 _SHARE = Fraction(1, 1 << 10)  # of all terms, that a4 x^4 must have for the composition
 _FAR = 16
-_NOTHING = Fraction(1, 1 << 40)
+_NOTHING = Fraction(1, 1 << 32)
 
 Row = Sequence[Fraction]
 
@@ -97,14 +97,13 @@ def balance(rows: Sequence[Row]) -> Fraction:
     return Fraction(2) ** round(log2(largest / REACH**2) / 2)
 
 
-def negligible(row: Row) -> bool:
-    """Is the last term nothing beside the others: below 2^-40 of them for all |x| <= 16?
+def negligible(coefficient: Fraction, power: int, row: Row) -> bool:
+    """Is ``coefficient`` x^``power`` nothing beside the polynomial ``row``: below 2^-32 of all terms at |x| = 16?
 
-    Least squares leave such coefficients where there should be 0, as that of x^3 for an even function; the rounding
-    of the others to float32 in a model is 2^16 times as much.
+    Least squares leave such coefficients where there should be 0, as that of x^3 for an even function, and so does
+    the rounding of what cancels; that of the others to float32 in a model is 2^8 times as much.
     """
-    *rest, last = row
-    return bool(abs(last) * _FAR ** len(rest) <= _NOTHING * _largest(rest, _FAR))
+    return bool(abs(coefficient) * _FAR**power <= _NOTHING * _largest(row, _FAR))
 
 
 def _largest(row: Row, x: Fraction | int) -> Fraction:

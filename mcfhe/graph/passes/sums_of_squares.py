@@ -22,7 +22,7 @@ NAME = "sums_of_squares"
 def sums_of_squares(graph: Graph) -> Graph:
     """Polynomials of degree 3 and 4 become quadratics of quadratics and one sum or two (:mod:`mcfhe.graph.squarings`).
 
-    Leading coefficients that are nothing beside the others go first. A quartic whose condition allows it in every
+    Coefficients that are nothing beside the others go first. A quartic whose condition allows it in every
     channel is composed; its leading coefficient keeps its power of two, which pays no scale, and the rest of it, in
     1..2, goes into all layers that read the activation, where those can take it. All else is a difference of two
     squares. A layer of degree 1 that no neighbour has taken is a 1 x 1 convolution by channels, or a diagonal matrix.
@@ -53,7 +53,7 @@ def _trimmed(node: Node) -> Node:
         return node
     rows = node.coefficients
     rows = rows[:, : leading(node)[0] + 1]
-    while rows.shape[1] > 2 and all(negligible([Fraction(float(a)) for a in row]) for row in rows):
+    while rows.shape[1] > 2 and all(negligible(row[-1], len(row) - 1, row) for row in _fractions(rows)):
         rows = rows[:, :-1]
     degree = rows.shape[1] - 1
     if not 1 <= degree <= MOST:
@@ -68,7 +68,11 @@ def _trimmed(node: Node) -> Node:
 def _rows(node: Poly) -> list[list[Fraction]]:
     """Five coefficients of each row."""
     padding = [Fraction(0)] * (MOST + 1 - node.coefficients.shape[1])
-    return [[Fraction(float(a)) for a in row] + padding for row in node.coefficients]
+    return [row + padding for row in _fractions(node.coefficients)]
+
+
+def _fractions(rows: np.ndarray) -> list[list[Fraction]]:
+    return [[Fraction(float(a)) for a in row] for row in rows]
 
 
 def _mantissa_moved(rewriter: Rewriter, index: int, node: Poly) -> Poly:
@@ -108,8 +112,8 @@ def _parts(node: Node, shape: Shape, composed: bool, first: int) -> list[Node]:
 
 
 def _with_rest(node: Poly, parts: list[Node], rests: Sequence[tuple[Fraction, Fraction]], first: int) -> list[Node]:
-    """``parts`` and, where it is not 0, a linear polynomial of what they read, added to the last of them."""
-    if not any(any(rest) for rest in rests):
+    """``parts`` and, where it is not negligible, a linear polynomial of what they read, added to the last of them."""
+    if all(negligible(rest[1], 1, row) for row, rest in zip(_rows(node), rests, strict=True)):
         return [*parts[:-1], replace(parts[-1], name=node.name)]
     last = first + len(parts)
     rest = _poly(node, "rest", node.inputs, rests)
