@@ -100,7 +100,10 @@ class FlattenStep(Step):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TensorSquareStep(Step):
-    """y = A0 + A1 x + A2 x**2 of a ciphertext (x0, x1): the three components of its tensor product with itself."""
+    """y = A0 + A1 x + A2 x**2 of a ciphertext (x0, x1): the three components of its tensor product with itself.
+
+    With A2 = 0 in every row it is linear, and the third component is 0.
+    """
 
     kind = "tensor_square"
     coefficients: tuple[tuple[int, int, int], ...]  # [1 or C] rows (A0, A1, A2)

@@ -104,7 +104,7 @@ def raised_bits(gap: float) -> int:
 def is_linear(node: Node) -> bool:
     """Is it a polynomial of degree 1, by its number of coefficients? Sums apply those that they read; no other layer
     may."""
-    return isinstance(node, Poly) and node.coefficients.shape[1] <= 2
+    return isinstance(node, Poly) and node.coefficients.shape[1] == 2
 
 
 def is_square(node: Node) -> bool:

@@ -33,7 +33,7 @@ from mcfhe.modular.encrypt import check_images
 from mcfhe.modular.plan import lower, quantise
 
 SCHEME = "lattice"
-_VERSION = 3  # of the content; 1 and 2 are the modular scheme's
+_VERSION = 4  # of the content; 1 and 2 are the modular scheme's, 3 aligned sums to other scales
 _BEYOND = 2.0**20  # bits of a value that no ring holds
 _SLACK = 1.5  # bits by which a plan may miss its margin: its primes are no powers of two
 
@@ -208,7 +208,7 @@ class LatticeProgram(StoredProgram):
     def from_content(body: dict[str, Any], tensors: dict[str, np.ndarray], program_id: str) -> LatticeProgram:
         """From what a program file holds; FormatError names what is wrong."""
         if set(body) != {"version", "scheme", "nodes", "settings", "plan"} or body["version"] != _VERSION:
-            raise FormatError(f"program: not a lattice program of version {_VERSION}")
+            raise FormatError(f"program: not a lattice program of version {_VERSION}; compile the model again")
         settings = Settings.from_json(body["settings"], by_the_letter=False)
         layer_bits = settings.layer_bits
         if layer_bits is None:

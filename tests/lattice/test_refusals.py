@@ -53,6 +53,7 @@ def test_refuses_other_activations() -> None:
 @pytest.mark.parametrize(
     ("nodes", "words"),
     [
+        ([("act", [1.0])], "layer 'act': degree 0;"),
         ([("act", [0.0, 0.0, 0.0, 1.0])], "layer 'act': degree 3; .* the pass sums_of_squares"),
         ([("act", [0.0, 1.0])], "layer 'act': degree 1, and no sum reads it"),
         ([("act", [0.0, 1.0]), ("next", [0.0, 0.0, 1.0])], "layer 'act': degree 1, read by 'next'"),
