@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import prod
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,14 +21,16 @@ from mcfhe.graph.report import cost_of, format_bytes
 from mcfhe.graph.steps import Conv2dStep, LinearStep
 
 if TYPE_CHECKING:
+    from mcfhe.client import Client
     from mcfhe.program import Program
 
 __all__ = ["CostCard", "cost", "predict"]
 
 _RESIDUE_BYTES = 8  # in memory
 _WORD_BYTES = 4  # on the wire
-_SAMPLE_RESIDUES = 1 << 22  # of a client's calibration batch, about
-_SAMPLE_IMAGES = 64
+_SAMPLE_RESIDUES = 1 << 23  # of a client's calibration batch, about
+_SAMPLE_IMAGES = 256
+_SAMPLE_RUNS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,8 @@ class CostCard:
         bytes_up, bytes_down, key_bytes: residues of request and response, moduli of the evaluation key. Containers add
             a few hundred bytes each.
         peak_memory: bytes of the server at its fullest: request, response, weights, constants, tiles at work.
-        seconds: predicted, on a device that has nothing else to do: "encrypt", "evaluate", "decrypt"; empty if not
-            asked for.
+        seconds: predicted, on a device that has nothing else to do and whose memory was in use before: "encrypt",
+            "evaluate", "decrypt"; empty if not asked for.
         device: what they are predicted for.
     """
 
@@ -139,19 +142,29 @@ def _client_seconds(program: Program, profile: str, lanes: int, most: int) -> tu
         count = min(most, max(1, _SAMPLE_RESIDUES // (limbs * lanes * prod(program.input_shape))))
         pixels = np.random.default_rng(0).integers(0, 256, (count, *program.input_shape), dtype=np.uint8)
         request = client.encrypt(pixels)
-        # 0 is a score that every certificate allows; taking it apart costs what any other score does
-        zeros = torch.zeros(limbs, len(program.labels), count * lanes, dtype=torch.int64)
-        response = Response.for_request(request, zeros)
-        return _least(lambda: client.encrypt(pixels)) / count, _least(lambda: client.decrypt(response)) / count
+        response = Response.for_request(request, _scores(client, count * len(program.labels)))
+        return _median(lambda: client.encrypt(pixels)) / count, _median(lambda: client.decrypt(response)) / count
 
 
-def _least(run: Callable[[], object]) -> float:
+def _scores(client: Client, count: int) -> torch.Tensor:
+    """Residues of ``count`` scores anywhere in the proved range, in all lanes: int64 ``[N, labels, batch * M]``."""
+    bound = client.profile.output_bound
+    rng = np.random.default_rng(0)
+    drawn = [
+        int.from_bytes(rng.bytes(bound.bit_length() // 8 + 8), "big") % (2 * bound + 1) - bound for _ in range(count)
+    ]
+    labels, lanes = len(client.spec.labels), client.secret_key.lanes
+    rows = [[v % b for v in drawn] for b in client.evaluation_key.moduli]
+    return torch.tensor(rows).reshape(len(rows), labels, -1).repeat_interleave(lanes, dim=2)
+
+
+def _median(run: Callable[[], object]) -> float:
     times = []
-    for _ in range(3):
+    for _ in range(_SAMPLE_RUNS):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return min(times)
+    return median(times)
 
 
 def _peak_memory(program: Program, profile: str, limbs: int, stream: int) -> int:
