@@ -74,15 +74,22 @@ def _check_arguments(
     return ACTIVATIONS[activation]
 
 
+# Channels, classes and image size where neither the caller nor shipped weights say them.
+_GREY, _COLOUR = (1, 10, 28), (3, 10, 32)
+
+
 def _made(
     make_layers: Callable[..., nn.Module],
     pretrained: str | None,
-    values: tuple[int, int, int, bool, str],
+    values: tuple[int | None, int | None, int | None, bool, str],
+    defaults: tuple[int, int, int],
     size_step: int,
     smallest: int = 0,
 ) -> nn.Module:
-    """Fresh layers, or the shipped model of the architecture that ``make_layers`` is named after."""
-    in_channels, num_classes, image_size, batch_norm, activation = values
+    """Fresh layers, or the shipped model of the architecture that ``make_layers`` is named after; None: not given."""
+    *sizes, batch_norm, activation = values
+    given = [default if value is None else value for value, default in zip(sizes, defaults, strict=True)]
+    in_channels, num_classes, image_size = given
     make = _check_arguments(in_channels, num_classes, image_size, batch_norm, activation, size_step, smallest)
     if pretrained is not None:
         return _pretrained(make_layers.__name__, pretrained, values)
@@ -92,9 +99,9 @@ def _made(
 def lenet(
     pretrained: str | None = None,
     *,
-    in_channels: int = 1,
-    num_classes: int = 10,
-    image_size: int = 28,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
     batch_norm: bool = False,
     activation: str = "poly",
 ) -> nn.Module:
@@ -102,10 +109,11 @@ def lenet(
 
     Args:
         pretrained: a name from ``available_pretrained()["lenet"]``; the model then comes in eval mode with its
-            ``mcfhe_metadata`` (:class:`ModelCard`), and the other arguments must be those it was trained with.
-        in_channels: C, 1..64.
-        num_classes: 2..10000.
-        image_size: S, 4..512, a multiple of 4 (two pools halve it).
+            ``mcfhe_metadata`` (:class:`ModelCard`), and the other arguments, if given, must be those it was trained
+            with.
+        in_channels: C, 1..64; 1 by default.
+        num_classes: 2..10000; 10 by default.
+        image_size: S, 4..512, a multiple of 4 (two pools halve it); 28 by default.
         batch_norm: normalise before every activation, for training; :func:`fuse_batch_norm` removes it again.
         activation: ``poly`` (one trainable quadratic per layer), ``poly-per-channel``, ``square`` or ``relu``.
 
@@ -116,15 +124,15 @@ def lenet(
         ParameterError: an argument outside its range, or one that the pretrained model does not have.
     """
     values = (in_channels, num_classes, image_size, batch_norm, activation)
-    return _made(architectures.lenet, pretrained, values, size_step=4)
+    return _made(architectures.lenet, pretrained, values, _GREY, size_step=4)
 
 
 def cryptonets(
     pretrained: str | None = None,
     *,
-    in_channels: int = 1,
-    num_classes: int = 10,
-    image_size: int = 28,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
     batch_norm: bool = False,
     activation: str = "square",
 ) -> nn.Module:
@@ -136,15 +144,15 @@ def cryptonets(
     Arguments, shapes and errors are those of :func:`lenet`, except that ``image_size`` is any of 8..512.
     """
     values = (in_channels, num_classes, image_size, batch_norm, activation)
-    return _made(architectures.cryptonets, pretrained, values, size_step=1, smallest=8)
+    return _made(architectures.cryptonets, pretrained, values, _GREY, size_step=1, smallest=8)
 
 
 def tenseal_net(
     pretrained: str | None = None,
     *,
-    in_channels: int = 1,
-    num_classes: int = 10,
-    image_size: int = 28,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
     batch_norm: bool = False,
     activation: str = "square",
 ) -> nn.Module:
@@ -156,32 +164,33 @@ def tenseal_net(
     Arguments, shapes and errors are those of :func:`lenet`, except that ``image_size`` is any of 8..512.
     """
     values = (in_channels, num_classes, image_size, batch_norm, activation)
-    return _made(architectures.tenseal_net, pretrained, values, size_step=1, smallest=8)
+    return _made(architectures.tenseal_net, pretrained, values, _GREY, size_step=1, smallest=8)
 
 
 def resnet_tiny(
     pretrained: str | None = None,
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    image_size: int = 32,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
     batch_norm: bool = False,
     activation: str = "poly",
 ) -> nn.Module:
     """A stem, one residual block of two 3x3 convolutions, one linear layer, three activations.
 
-    Arguments, shapes and errors are those of :func:`lenet`, except that ``image_size`` is a multiple of 8.
+    Arguments, shapes and errors are those of :func:`lenet`, except that ``image_size`` is a multiple of 8,
+    by default 32, of three channels.
     """
     values = (in_channels, num_classes, image_size, batch_norm, activation)
-    return _made(architectures.resnet_tiny, pretrained, values, size_step=8)
+    return _made(architectures.resnet_tiny, pretrained, values, _COLOUR, size_step=8)
 
 
 def resnet7(
     pretrained: str | None = None,
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    image_size: int = 32,
+    in_channels: int | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
     batch_norm: bool = False,
     activation: str = "poly",
 ) -> nn.Module:
@@ -191,10 +200,11 @@ def resnet7(
     shortcut of a 2x2 average pool and a 1x1 convolution, as in He et al. (CVPR 2016) with averages in the shortcut
     (He et al., CVPR 2019, "bag of tricks", ResNet-D); then one global average and one linear layer.
 
-    Arguments, shapes and errors are those of :func:`lenet`, except that ``image_size`` is a multiple of 8.
+    Arguments, shapes and errors are those of :func:`lenet`, except that ``image_size`` is a multiple of 8,
+    by default 32, of three channels.
     """
     values = (in_channels, num_classes, image_size, batch_norm, activation)
-    return _made(architectures.resnet7, pretrained, values, size_step=8)
+    return _made(architectures.resnet7, pretrained, values, _COLOUR, size_step=8)
 
 
 #: Every architecture that ``mcfhe train --arch`` and :func:`load` know, by name.
@@ -228,14 +238,14 @@ def available_pretrained() -> dict[str, tuple[str, ...]]:
     }
 
 
-def _pretrained(arch: str, dataset: str, values: tuple[Argument, ...]) -> nn.Module:
+def _pretrained(arch: str, dataset: str, values: tuple[Argument | None, ...]) -> nn.Module:
     choices = available_pretrained()[arch]
     if dataset not in choices:
         raise ParameterError(f"pretrained: no {arch} for {dataset!r}; available: {', '.join(choices) or 'none'}")
     model = load(ASSETS / f"{arch}-{dataset}.safetensors")
     trained = _card_of(model).arguments
     for name, value in zip(_ARGUMENTS, values, strict=True):
-        if trained.get(name, value) != value:
+        if value is not None and trained.get(name, value) != value:
             raise ParameterError(f"{name}: {value!r}, but the weights pretrained on {dataset} have {trained[name]!r}")
     return model
 

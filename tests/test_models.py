@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from mcfhe import container, models
 from mcfhe.activations import PolyActivation
+from mcfhe.cli import run
 from mcfhe.errors import FormatError, McfheError, ParameterError
 from mcfhe.models import ModelCard
 
@@ -212,6 +214,25 @@ def test_residual_branches_differ_in_depth() -> None:
 def test_bad_architecture_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         models.lenet(**arguments)
+
+
+SHIPPED = [f"{arch}:{dataset}" for arch, names in models.available_pretrained().items() for dataset in names]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_models_compile_by_their_names(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing but the name is needed; limbs before and after, certificate and cost card are printed."""
+    arch, dataset = name.split(":")
+    card = models.ARCHITECTURES[arch](pretrained=dataset).mcfhe_metadata
+    assert isinstance(card, ModelCard)
+    assert run(["compile", name, "--out", str(tmp_path / "program")]) == 0
+    printed = capsys.readouterr().out
+    assert f"{len(card.labels)} labels" in printed
+    assert re.search(r"by the letter, scale 2\^8: \d+ bits, \d+ limbs before, \d+ after the passes", printed)
+    assert re.search(r"scores of \d+ bits, widest layer \w+ with \d+; the moduli must hold", printed)
+    assert re.search(r"predicted on cpu: encrypt .*, evaluate .*, decrypt", printed)
+    with pytest.raises(ParameterError, match=f"num_classes: 77, but the weights pretrained on {dataset} have"):
+        models.ARCHITECTURES[arch](pretrained=dataset, num_classes=77)
 
 
 def test_registry() -> None:
