@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 Residues = Callable[..., Tensor]
 STARTED = time.time()
+
+# How long an example takes, and how long drawing it takes, is the machine's business; what must be fast has a test of
+# its own that reads the processor's clock.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 
 @pytest.fixture
