@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mcfhe.errors import UnsupportedLayerError
 from mcfhe.graph.nodes import Add, Conv2d, Flatten, Graph, Input, Linear, Node, Poly
-from mcfhe.graph.passes import apply_passes, select_passes
+from mcfhe.graph.passes import apply_passes, available_passes, select_passes
 from mcfhe.graph.passes.sums_of_squares import NAME, sums_of_squares
 from mcfhe.graph.squarings import REACH, balance, composition, composition_holds, difference, negligible
 from tests.rational import evaluate_rational
@@ -157,18 +157,24 @@ def test_exact_where_float64_is(seed: int, degree: int, per_channel: bool, skip:
     same(graph, found, seed)
 
 
-@given(seed=st.integers(0, 1 << 30), degree=st.integers(1, 4), skip=st.booleans())
+@given(
+    seed=st.integers(0, 1 << 30),
+    degree=st.integers(1, 4),
+    skip=st.booleans(),
+    others=st.sets(st.sampled_from([p.name for p in available_passes() if p.name != NAME])),
+)
 @settings(max_examples=20, deadline=None)
-def test_any_coefficients_to_float64_rounding(seed: int, degree: int, skip: bool) -> None:
-    """Also with all other passes around it, as a lattice program has them."""
+def test_any_coefficients_to_float64_rounding(seed: int, degree: int, skip: bool, others: set[str]) -> None:
+    """Also with other passes around it: all, as a lattice program has them, or some."""
     random = Random(seed)
     coefficients = np.array([[random.uniform(-1, 1) / 2 ** (2 * i) for i in range(degree + 1)] for _ in range(2)])
     graph = network(coefficients, random, skip)
     check_form(sums_of_squares(graph))
     same(graph, sums_of_squares(graph), seed, Fraction(1, 1 << 44))
-    found = apply_passes(graph, (*select_passes("default"), NAME))
-    check_form(found)
-    same(graph, found, seed, Fraction(1, 1 << 40))
+    for names in (select_passes("default"), sorted(others)):
+        found = apply_passes(graph, (*names, NAME))
+        check_form(found)
+        same(graph, found, seed, Fraction(1, 1 << 40))
 
 
 def forms(*row: float, channels: int = 1) -> list[str]:
