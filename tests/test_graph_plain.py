@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from fractions import Fraction
 from random import Random
@@ -19,18 +21,26 @@ from mcfhe.graph.plain import evaluate_plain
 from mcfhe.modular.plan import lower
 from tests.graph_support import one_thread, random_graph  # noqa: F401 - a fixture
 
+LARGEST = int(sys.float_info.max)
+
 
 def _errors(graph: Graph, inputs: np.ndarray, bits: int, amplification: int) -> tuple[list[Fraction], list[Fraction]]:
+    """Errors and their bounds, of scores that float64 holds; of others, that they are infinities without a bound."""
     program = lower(graph, bits, amplification, Order(1, bits))
     result = evaluate_plain(program, inputs, amplification)
     exact = evaluate_integers(program, inputs)
     errors, bounds = [], []
     for row, scores, limits in zip(exact, result.scores.tolist(), result.bounds.tolist(), strict=True):
-        for integer, score, limit in zip(row, scores, limits, strict=True):
-            errors.append(abs(program.output_order.value(integer, amplification) - Fraction(score)))
-            bounds.append(Fraction(limit))
-    for row, scores in zip(exact, result.scores, strict=True):
-        assert row[int(scores.argmax())] == max(row)
+        values = [program.output_order.value(integer, amplification) for integer in row]
+        for value, score, limit in zip(values, scores, limits, strict=True):
+            if math.isfinite(score):
+                errors.append(abs(value - Fraction(score)))
+                bounds.append(Fraction(limit) if math.isfinite(limit) else errors[-1])
+            else:
+                assert abs(value) > LARGEST
+                assert (score, limit) == (math.inf if value > 0 else -math.inf, math.inf)
+        if all(map(math.isfinite, scores)):
+            assert row[scores.index(max(scores))] == max(row)
     return errors, bounds
 
 
