@@ -74,6 +74,10 @@ def lowered(graph: Graph, layer_bits: dict[str, int], ring: Ring, placements: di
     return lower_lattice(graph, layer_bits, ring, Fraction(1 << 20), placements)
 
 
+class TransparentError(Exception):
+    """A ciphertext without a secret part, of terms that cancel: SEAL refuses to make one."""
+
+
 class Oracle:
     """A lattice program step by step through SEAL's Evaluator. All scales are 1: residues do not depend on them."""
 
@@ -90,7 +94,7 @@ class Oracle:
         self.keys = torch.from_numpy(self.seal.key_residues(self._keys))
 
     def run(self, program: IntegerProgram, x: torch.Tensor) -> torch.Tensor:
-        """Residues ``[L, C, H, W, 2 n]`` -> ``[L', labels, components * n]``."""
+        """Residues ``[L, C, H, W, 2 n]`` -> ``[L', labels, components * n]``. May raise TransparentError."""
         first = np.empty(program.input_shape, object)
         for at in np.ndindex(*first.shape):
             first[at] = self.seal.ciphertext(x[(slice(None), *at)].numpy(), 1.0)
@@ -162,6 +166,8 @@ class Oracle:
         return self._each(lambda v: self._product(factor, self._lowered(v, limbs)), x)
 
     def _sum(self, values: list[Any]) -> Any:
+        if not values:
+            raise TransparentError
         total = values[0]
         for value in values[1:]:
             total = self._call("add", total, value)
@@ -185,7 +191,12 @@ class Oracle:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         result = self._api.Ciphertext()
-        getattr(self._evaluator, name)(*arguments, result)
+        try:
+            getattr(self._evaluator, name)(*arguments, result)
+        except RuntimeError as error:
+            if "transparent" in str(error):
+                raise TransparentError from None
+            raise
         result.scale = 1.0
         return result
 

@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from mcfhe.engine import Engine
@@ -16,7 +16,7 @@ from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, In
 from mcfhe.graph.passes.sums_of_squares import sums_of_squares
 from mcfhe.lattice.lower import Placement
 from mcfhe.lattice.work import ring_points
-from tests.lattice.support import Oracle, lowered, small_ring
+from tests.lattice.support import Oracle, TransparentError, lowered, small_ring
 
 BITS = 3
 SQUARE = np.array([[0.0, 0.0, 1.0]])
@@ -46,7 +46,11 @@ def check(nodes: list[Node], placements: dict[int, Placement], degree: int = 64,
     got = engine.run(engine.bind_ring(seal.keys), x)
     level = program.levels[-1]
     assert got.shape == (level.limbs, *program.output_shape, level.components * degree)
-    assert torch.equal(got, seal.run(program, x))
+    try:
+        expected = seal.run(program, x)
+    except TransparentError:  # about one random program in a thousand; in any other test this is a failure
+        reject()
+    assert torch.equal(got, expected)
 
 
 def conv(name: str, source: int, weight: np.ndarray, bias: np.ndarray | None = None, **changes: object) -> Conv2d:
