@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import mcfhe
-from mcfhe import throughput
+from mcfhe import cost, throughput
 from mcfhe.engine import Engine
 from mcfhe.errors import ParameterError
 from mcfhe.graph.order import Order
@@ -74,14 +74,14 @@ def test_times_are_near_what_is_measured(program: mcfhe.Program) -> None:
     assert min(max(r, 1 / r) for r in ratios) < 4, ratios
 
 
-def test_a_card_has_all_times_and_keeps_the_rates(program: mcfhe.Program) -> None:
+def test_a_card_has_all_times_and_keeps_the_rates(program: mcfhe.Program, monkeypatch: pytest.MonkeyPatch) -> None:
     card = program.cost("hardened", images=2)
     assert set(card.seconds) == {"encrypt", "evaluate", "decrypt"}
     assert all(value > 0 for value in card.seconds.values())
     assert "predicted on cpu: encrypt" in str(card)
-    start = time.perf_counter()
+    for module, clock in ((throughput, "_least"), (cost, "_median")):
+        monkeypatch.setattr(module, clock, lambda _: pytest.fail("measured again"))
     assert program.cost("hardened", images=2) == card
-    assert time.perf_counter() - start < 0.5
 
 
 def test_more_work_takes_longer() -> None:
