@@ -51,9 +51,9 @@ def test_range_over_intervals_of_a_thousand_bits() -> None:
     assert polynomial_range([5, -2 * (big // 3), 1], 0, big) == (5 - (big // 3) ** 2, 5 - 2 * (big // 3) * big + big**2)
     low, high = polynomial_range([0, -3 * big**2, 0, 1], -2 * big, 2 * big)  # x^3 - 3 B^2 x turns at -B and B
     assert (low, high) == (-2 * big**3, 2 * big**3)
-    start = time.perf_counter()
+    start = time.process_time()
     polynomial_range([7 * (-1) ** i * (i + 1) << (1000 * (16 - i)) for i in range(17)], -big, big)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_empty_interval_is_a_bug() -> None:
@@ -238,6 +238,6 @@ def test_speed_on_large_layers() -> None:
         Linear(name="fc", inputs=(2,), weight=rng.normal(size=(64, 16384)), bias=None),
     )
     program = lower(Graph(nodes), 8, 16, Order(1, 8))
-    start = time.perf_counter()
+    start = time.process_time()
     certify(program, Intervals.of([(-(1 << 500), 1 << 500)] * 256), 32)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

@@ -127,6 +127,6 @@ def test_speed_on_a_lenet() -> None:
     torch.manual_seed(0)
     program = lower(import_module(models.lenet().eval(), (1, 28, 28)), 8, 16, Order(1, 8))
     inputs = np.random.default_rng(0).integers(-70, 180, (500, 1, 28, 28)) * 16
-    start = time.perf_counter()
+    start = time.process_time()
     evaluate_plain(program, inputs, 16)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10

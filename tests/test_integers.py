@@ -135,8 +135,8 @@ def test_speed_of_packed_integers() -> None:
     """Thousand images of a LeNet take seconds; here a fiftieth of that, with room for a slow machine."""
     program = _small_lenet(28, channels=8)
     images = np.random.default_rng(1).integers(0, 1 << 20, (20, 1, 28, 28))
-    start = time.perf_counter()
+    start = time.process_time()
     scores = evaluate_integers(program, images)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert len(scores) == 20
     assert evaluate((1, 2, 3), 10) == 321
