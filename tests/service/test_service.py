@@ -134,12 +134,11 @@ def test_busy_is_told_to_come_back_and_the_loop_stays_responsive() -> None:
     with Live([server], max_inflight=2) as live, ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(live.post, encrypt(client)[0].to_bytes()) for _ in range(2)]
         wait_for(lambda: live.metric("mcfhe_inflight_requests") == 2)
-        start = time.monotonic()
         refused = live.post(encrypt(client)[0].to_bytes())
         assert_refused(refused, 429, "busy")
         assert int(refused.headers["retry-after"]) >= 1
         assert live.http.get("/healthz").status_code == 200
-        assert time.monotonic() - start < 1
+        assert not any(answer.done() for answer in answers)  # the evaluation that is held blocks nothing else
         server.open.set()
         assert [answer.result().status_code for answer in answers] == [200, 200]
         wait_for(lambda: live.metric("mcfhe_inflight_bytes") == 0)
@@ -235,11 +234,22 @@ def test_time_limit_then_retry_finds_the_result() -> None:
         late = live.post(request.to_bytes())
         assert_refused(late, 503, "same request again")
         assert late.headers["retry-after"]
+        live.service.settings = ServiceSettings()  # what is done by now is found however slow the machine is
         server.open.set()
         wait_for(lambda: live.metric("mcfhe_inflight_requests") == 0)
         answer = live.post(request.to_bytes())
         assert client.decrypt_integers(mcfhe.Response.from_bytes(answer.content)) == expected
     assert server.batches == [1]
+
+
+def nobody_listens(url: str) -> bool:
+    try:
+        httpx.get(url + "/readyz")
+    except httpx.ConnectError:
+        return True
+    except httpx.TransportError:  # taken in just before the socket closed
+        return False
+    return False
 
 
 def test_shutdown_finishes_what_was_accepted() -> None:
@@ -252,9 +262,8 @@ def test_shutdown_finishes_what_was_accepted() -> None:
         stopping = threading.Thread(target=live.stop)
         stopping.start()
         wait_for(lambda: not live.service.accepting)
-        time.sleep(0.3)
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(live.url + "/readyz")
+        wait_for(lambda: nobody_listens(live.url))
+        assert not any(answer.done() for answer in answers)
         server.open.set()
         for (request, expected), answer in zip(sent, answers, strict=True):
             response = mcfhe.Response.from_bytes(answer.result().content)
@@ -299,12 +308,14 @@ def test_tokens_are_matched_and_not_shown() -> None:
 
 def test_sessions_expire_and_are_bounded() -> None:
     clients = [new_client() for _ in range(3)]
+    now = [0.0]
     with Live(max_keys=2, session_s=1.0) as live:
+        live.service._sessions._clock = lambda: now[0]
         for client in clients:
             assert live.post(client.evaluation_key.to_bytes(), "/v1/keys").status_code == 201
         assert_refused(live.post(encrypt(clients[0])[0].to_bytes(embed_key=False)), 410)
         assert live.post(encrypt(clients[2])[0].to_bytes(embed_key=False)).status_code == 200
-        time.sleep(1.2)
+        now[0] = 1.0
         assert_refused(live.post(encrypt(clients[2])[0].to_bytes(embed_key=False)), 410, "expired")
         assert live.metric("mcfhe_registered_keys") == 0
 

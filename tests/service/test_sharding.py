@@ -16,8 +16,8 @@ from mcfhe.errors import ParameterError, WorkerError
 from mcfhe.modular.params import Moduli
 from mcfhe.sharded import ATTEMPTS, LocalWorker, ShardedServer, local_evaluator
 from mcfhe.sharding import cut
-from tests.service.support import PROGRAM, Live, encrypt, new_client
-from tests.service.workers import FaultyWorker
+from tests.service.support import PROGRAM, Live, encrypt, new_client, wait_for
+from tests.service.workers import FaultyWorker, PatientServer
 
 
 @given(
@@ -81,7 +81,7 @@ def test_a_lost_shard_is_dropped_and_not_tried_again(fault: str) -> None:
     request, expected = encrypt(client, 3)
     bad = FaultyWorker(PROGRAM, lambda n: fault if n == 0 else None)
     good = FaultyWorker(PROGRAM)
-    server = ShardedServer(PROGRAM, [bad, good], deadline_s=0.5)
+    server = PatientServer(PROGRAM, [bad, good], deadline_s=0.2)
     response = server.evaluate(request)
     lost = bad.given[0][0]
     assert response.limbs == tuple(p for p in range(len(client.evaluation_key.moduli)) if p != lost)
@@ -124,7 +124,7 @@ def test_without_redundancy_it_is_tried_elsewhere(fault: str) -> None:
     client = new_client()
     request, expected = encrypt(client, 2)
     bad, good = FaultyWorker(PROGRAM, lambda n: fault), FaultyWorker(PROGRAM)
-    server = ShardedServer(PROGRAM, [bad, good], deadline_s=0.3)
+    server = PatientServer(PROGRAM, [bad, good], deadline_s=0.2)
     response = server.evaluate(request)
     assert response.limbs is None
     assert client.decrypt_integers(response) == expected
@@ -159,12 +159,13 @@ def test_gives_up_after_some_attempts() -> None:
 def test_gives_up_when_nobody_answers_and_works_again_afterwards() -> None:
     client = new_client()
     worker = FaultyWorker(PROGRAM, lambda n: "hangs" if n == 0 else None)
-    server = ShardedServer(PROGRAM, [worker], deadline_s=0.2)
+    server = PatientServer(PROGRAM, [worker], deadline_s=0.2)
     start = time.monotonic()
     with pytest.raises(WorkerError, match="no worker"):
         server.evaluate(encrypt(client)[0])
     assert time.monotonic() - start < 5
     worker.release.set()
+    wait_for(lambda: all(back.done() for back in server._away.values()))
     request, expected = encrypt(client)
     assert client.decrypt_integers(server.evaluate(request)) == expected
     server.close()
@@ -173,7 +174,7 @@ def test_gives_up_when_nobody_answers_and_works_again_afterwards() -> None:
 def test_a_late_result_of_one_request_never_enters_another() -> None:
     client = new_client(redundancy=1)
     bad, good = FaultyWorker(PROGRAM, lambda n: "hangs" if n == 0 else None), FaultyWorker(PROGRAM)
-    server = ShardedServer(PROGRAM, [bad, good], deadline_s=0.2)
+    server = PatientServer(PROGRAM, [bad, good], deadline_s=0.2)
     for number in range(3):
         request, expected = encrypt(client, 2)
         assert client.decrypt_integers(server.evaluate(request), request_id=request.request_id) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.program import Program
-from mcfhe.sharded import LocalWorker
+from mcfhe.sharded import LocalWorker, ShardedServer
 
 
 class FaultyWorker(LocalWorker):
@@ -24,11 +25,13 @@ class FaultyWorker(LocalWorker):
         self.name = name
         self.given: list[tuple[int, int]] = []  # (first limb, number of limbs)
         self.release = threading.Event()
+        self.hangs = False  # the shard it was given last
         self._fault = fault
 
     def submit(self, key: EvaluationKey, profile: str, residues: torch.Tensor, first: int) -> Future[torch.Tensor]:
         fault = self._fault(len(self.given))
         self.given.append((first, residues.shape[0]))
+        self.hangs = fault == "hangs"
         if fault is None:
             return super().submit(key, profile, residues, first)
         if fault == "dies":
@@ -45,3 +48,13 @@ class FaultyWorker(LocalWorker):
     def _hang(self) -> torch.Tensor:
         self.release.wait(20)
         return torch.zeros(1)
+
+
+class PatientServer(ShardedServer):
+    """``deadline_s`` is for shards that hang: on a busy machine any other one may take as long."""
+
+    def _hand_out(self, run: Any) -> None:
+        super()._hand_out(run)
+        for flight in run.flying.values():
+            if not flight.worker.hangs:
+                flight.deadline = time.monotonic() + 60
