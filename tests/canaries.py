@@ -13,9 +13,11 @@ import pytest
 
 from mcfhe.cli import run
 
-WINDOW = 5  # positions in a row: chance finds them elsewhere once in lanes**5
+# Positions in a row. Chance finds so many bytes once in 2^64 places, so many of 100 lanes once in 10^16; a run of the
+# tests looks at some 10^7 places for a dozen windows. (Of five bytes it found one in 5,000 runs.)
+WINDOW = 8
 _TYPES = ("u1", "<i2", ">i2", "<i4", ">i4", "<i8", ">i8", "<f4", ">f4", "<f8", ">f8")
-_SHORTEST = 5  # bytes that chance does not make
+_SHORTEST = 8  # bytes that chance does not make
 
 
 def forms_of_bytes(value: bytes) -> set[bytes]:
@@ -49,6 +51,9 @@ class Numbers:
 
     values: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        assert len(self.values) >= WINDOW, "too few to be found"
+
     def in_text(self, data: bytes) -> bool:
         """WINDOW of them in a row among the numbers of a text, with up to two other numbers between each."""
         tokens = [int(token) for token in re.findall(rb"\d{1,9}", data)]
@@ -68,7 +73,7 @@ class Numbers:
                 if kind == "u1" and max(part) > 255:
                     continue
                 raw = np.array(part, kind).tobytes()
-                forms = forms_of_bytes(raw) if encoded and len(raw) > _SHORTEST else {raw}
+                forms = forms_of_bytes(raw) if encoded else {raw}
                 if any(form in data for form in forms if len(form) >= _SHORTEST):
                     return True
         return False
