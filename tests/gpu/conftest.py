@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -16,10 +16,20 @@ load()  # registers torch.ops.mcfhe
 
 
 @pytest.fixture(autouse=True)
-def cuda_kernels() -> None:
-    """conftest.py above skips without a device; this one skips without kernels for it."""
+def cuda_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """conftest.py above skips without a device; this one skips without kernels for it.
+
+    An error of a kernel is reported by whatever waits for the device next. Waiting after every test names the right
+    one, and ends the session there: a context in which a kernel failed can do nothing more.
+    """
     if torch.cuda.is_available() and not has_cuda_kernels():
         pytest.skip("this build of mcfhe has no CUDA kernels: rebuild with MCFHE_WITH_CUDA=1")
+    yield
+    if torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            pytest.exit(f"{request.node.nodeid} broke the CUDA context: {error}", returncode=1)
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_equal_to_the_oracle(draw: Draw, device: torch.device, n: int, limbs: in
     [
         *((n, 2, (3,)) for n in (64, 128, 256, 512, 1024, 2048, 4096)),
         *((n, 6, (5, 2)) for n in (8192, 16384, 32768)),
-        (1024, 3, (4, 3, 1100)),  # more than one chunk of workspace
+        (1024, 3, (3, 3, 500)),  # more than one chunk of workspace
         (8, 2, (70_000,)),  # more positions than a grid is deep
     ],
 )
