@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
@@ -252,9 +253,10 @@ class CudaRunner:
             while flying:
                 self._slots.give(finish())
         finally:
-            for held in [slot, *(other for other, _ in flying)]:
-                if held is not None:
-                    self._slots.give(held)
+            with ExitStack() as every:  # though one of them may raise
+                for held in [slot, *(other for other, _ in flying)]:
+                    if held is not None:
+                        every.callback(self._slots.give, held)
 
     def _enqueue(self, slot: Slot, binding: Binding, x: Tensor, tile: Tile, piece: Piece) -> None:
         """Pack one tile and enqueue its upload, evaluation and download."""
@@ -265,13 +267,19 @@ class CudaRunner:
         with runtime.upload():
             device = slot.device_in.view(part.shape).copy_(host, non_blocking=True)
         with self._lock:
-            runtime.begin()
-            with runtime.compute():
-                static = self._static(tile, binding, x)
-                static.load(binding, rows.start)
-                runtime.uploaded()
-                static.x.copy_(device)  # widens
-                static.replay()
-                narrow = slot.device_out.view(static.y.shape).copy_(static.y)
-                slot.host_out.view(static.y.shape).copy_(narrow, non_blocking=True)
+            try:
+                runtime.begin()
+                with runtime.compute():
+                    static = self._static(tile, binding, x)
+                    static.load(binding, rows.start)
+                    runtime.uploaded()
+                    static.x.copy_(device)  # widens
+                    static.replay()
+                    narrow = slot.device_out.view(static.y.shape).copy_(static.y)
+                    slot.host_out.view(static.y.shape).copy_(narrow, non_blocking=True)
+            except RuntimeError:
+                with suppress(RuntimeError):  # of a device that does nothing more
+                    runtime.uploaded()
+                    slot.done = runtime.mark()
+                raise
             slot.done = runtime.mark()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from mcfhe.staging import Event
 
 LOG = logging.getLogger(__name__)
 WARM_UPS = 2  # runs before a capture: modules load and handles are made at the first
+# Of the process: while any stream is captured, to wait for its device is an error, and the end of the capture.
+_WHOLE_DEVICE = Lock()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -69,8 +72,11 @@ class CudaRuntime:
         return torch.empty(entries, dtype=torch.int32, pin_memory=True)
 
     def packed(self, entries: int) -> Tensor:
-        # Both streams use it. A slot's work is over before its buffers are dropped, so nothing needs record_stream.
-        return torch.empty(entries, dtype=torch.int32, device=self.device)
+        # Of the upload stream, since uploads wait for no other: what the allocator takes from another stream may still
+        # be in use there. Both streams use it; a slot's work is over before its buffers are dropped, so nothing needs
+        # record_stream.
+        with self.upload():
+            return torch.empty(entries, dtype=torch.int32, device=self.device)
 
     def free_bytes(self) -> int:
         """Free on the device, and free inside torch's allocator."""
@@ -79,9 +85,10 @@ class CudaRuntime:
 
     def release(self) -> None:
         """Give back what no tensor and no graph holds. The graphs of the shared pool must be gone."""
-        torch.cuda.synchronize(self.device)
-        self._pool = None
-        torch.cuda.empty_cache()
+        with _WHOLE_DEVICE:
+            torch.cuda.synchronize(self.device)
+            self._pool = None
+            torch.cuda.empty_cache()
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         """``function`` as a CUDA graph: what is returned replays it on the current stream. Call on the compute stream.
@@ -94,19 +101,22 @@ class CudaRuntime:
             return function
         for _ in range(WARM_UPS):
             function()
-        torch.cuda.synchronize(self.device)
-        torch.cuda.empty_cache()  # what the warm-ups left: a capture cannot take it
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
         try:
-            # thread_local: other threads may allocate pinned memory or upload meanwhile
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._compute, capture_error_mode="thread_local"):
-                function()
+            with _WHOLE_DEVICE:
+                return self._captured(function)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             self.graphs = False
             LOG.warning("%s: CUDA graphs are off, every step is launched by itself: %s", self.device, error)
             return function
+
+    def _captured(self, function: Callable[[], None]) -> Callable[[], None]:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # torch waits for the device and gives back what the warm-ups left, which a capture cannot take, before it
+        # begins. thread_local: other threads may allocate pinned memory or upload meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._compute, capture_error_mode="thread_local"):
+            function()
         return graph.replay

@@ -96,8 +96,10 @@ class Slots:
 
     def give(self, slot: Slot) -> None:
         """Back to the others, once the device has finished with it."""
-        slot.wait()
-        self._free.put(slot)
+        try:
+            slot.wait()
+        finally:  # after an error too: whoever waits for a slot is to meet the error, not to wait for ever
+            self._free.put(slot)
 
     def drop_free(self) -> None:
         """Release the memory of slots that nobody holds."""

@@ -292,6 +292,42 @@ def test_other_errors_pass_and_give_their_slots_back(engine: Engine) -> None:
             runner.run(engine.bind(PRIMES_30[:1]), draw(1, 3))
 
 
+class Broken(Done):
+    """The event of a device that met an error: every call says so from then on."""
+
+    def synchronize(self) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+
+def test_a_broken_device_is_an_error_for_every_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never a wait for slots that nobody gives back."""
+    runtime = HostRuntime()
+    monkeypatch.setattr(runtime, "mark", Broken)
+    runner = runner_of(engine, runtime, tile_bytes=20_000)
+    binding, x = engine.bind(PRIMES_30[:1]), draw(1, 200)
+    pool = ThreadPoolExecutor(1)
+    for _ in range(2 * SLOTS):
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            pool.submit(runner.run, binding, x).result(timeout=10)
+    pool.shutdown()
+
+
+def test_what_a_failed_tile_enqueued_is_over_before_its_slot_is_used_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, waits = HostRuntime(limit=1), 0
+
+    class Counted(Done):
+        def synchronize(self) -> None:
+            nonlocal waits
+            waits += 1
+
+    monkeypatch.setattr(runtime, "mark", Counted)
+    with pytest.raises(ParameterError, match="out of memory"):
+        runner_of(engine, runtime).run(engine.bind(PRIMES_30[:1]), draw(1, 3))
+    assert waits == runtime.releases == 3  # tiles of 3, 2 and 1 streams were uploaded
+
+
 def test_threads_share_slots_without_mixing_results(engine: Engine) -> None:
     runner = runner_of(engine, HostRuntime(), tile_bytes=30_000)
     bindings = [engine.bind(PRIMES_30[i : i + 2]) for i in range(4)]
