@@ -55,6 +55,7 @@ class Runtime(Protocol):
     """See :class:`mcfhe.cuda_runtime.CudaRuntime`."""
 
     device: torch.device
+    lock: Lock
 
     def compute(self) -> AbstractContextManager[object]: ...
     def upload(self) -> AbstractContextManager[object]: ...
@@ -112,7 +113,9 @@ class CudaRunner:
         self._slots = Slots(SLOTS, runtime.pinned, runtime.packed)
         self._statics: OrderedDict[Tile, _Static] = OrderedDict()
         self._plans: OrderedDict[Tile, Tile] = OrderedDict()
-        self._lock = Lock()  # held while work is enqueued and while graphs or plans change; never while waiting
+        # Of the device, not of this runner: held while work is enqueued and while graphs or plans change; never while
+        # waiting.
+        self._lock = runtime.lock
 
     def run(self, binding: Binding, x: Tensor, progress: Progress | None = None) -> Tensor:
         """Residues [L, C, H, W, S], canonical, on the host or a device -> [L, ..., S] where ``x`` is.

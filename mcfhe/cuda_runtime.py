@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -30,18 +32,38 @@ def is_out_of_memory(error: BaseException) -> bool:
     return earlier is not None and is_out_of_memory(earlier)
 
 
+@dataclass(frozen=True, eq=False)
+class _Streams:
+    """Those of one device, shared by all engines in the process.
+
+    torch hands out 32 streams in turn: engines with streams of their own would in the end share some without knowing
+    it, and what one enqueues would go into the graph that another captures.
+    """
+
+    compute: Any
+    upload: Any
+    lock: Lock = field(default_factory=Lock)
+
+
+@cache
+def _streams(device: torch.device) -> _Streams:
+    make: Any = torch.cuda.Stream  # it has no types
+    return _Streams(make(device), make(device))
+
+
 class CudaRuntime:
     """One device with a stream that computes and a stream that uploads.
 
     Everything that touches static buffers runs on the compute stream, one launch after another; uploads alone run
-    beside it.
+    beside it. Whoever enqueues on the compute stream or captures holds ``lock``, which all runtimes of a device share.
     """
 
     def __init__(self, device: torch.device, graphs: bool) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         self.graphs = graphs
-        self._compute = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        self._upload = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        with _WHOLE_DEVICE:
+            streams = _streams(self.device)
+        self._compute, self._upload, self.lock = streams.compute, streams.upload, streams.lock
         self._pool: Any = None  # torch's type for it is private
 
     def compute(self) -> AbstractContextManager[object]:

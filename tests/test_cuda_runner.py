@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise, product
 from math import prod
-from threading import Event
+from threading import Event, Lock
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ class HostRuntime:
     """Counts what the runner asks for; ``limit`` bytes is the largest single request that is granted."""
 
     def __init__(self, free: int = 1 << 30, limit: int | None = None) -> None:
-        self.device = torch.device("cpu")
+        self.device, self.lock = torch.device("cpu"), Lock()
         self.free, self.limit = free, limit
         self.allocations = self.captures = self.replays = self.releases = 0
 

@@ -6,23 +6,29 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
+from itertools import cycle
 from threading import Event, get_ident
 
 import pytest
 import torch
 
+from mcfhe import cuda_runtime
 from mcfhe.cuda_runtime import CudaRuntime
 
 DEVICE = torch.device("cuda:0")
 
 
 class PretendCuda:
-    """As CUDA: a device cannot be waited for while any of its streams is captured, whoever tries."""
+    """As torch and CUDA: 32 streams are handed out in turn; a device cannot be waited for while any is captured."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.capturing: set[int] = set()  # threads
         self.current: list[object] = []
-        for name in ("Stream", "CUDAGraph", "graph_pool_handle"):
+        self._pool = cycle([object() for _ in range(32)])
+        monkeypatch.setattr(cuda_runtime, "_streams", cache(cuda_runtime._streams.__wrapped__))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda _: next(self._pool))
+        for name in ("CUDAGraph", "graph_pool_handle"):
             monkeypatch.setattr(torch.cuda, name, lambda *_: type("Made", (), {"replay": print})())
         for name in ("stream", "graph", "synchronize", "empty_cache"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
@@ -71,6 +77,20 @@ def test_nobody_waits_for_the_device_while_another_engine_captures(
         captured.result()
     assert first.graphs
     assert other.graphs
+
+
+def test_engines_that_share_a_stream_share_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or one would enqueue into what another captures. Nobody uploads on a stream that is captured."""
+    PretendCuda(monkeypatch)
+    runtimes = [CudaRuntime(DEVICE, True) for _ in range(40)]
+    assert not {id(r._compute) for r in runtimes} & {id(r._upload) for r in runtimes}
+    locks: dict[int, set[int]] = {}
+    for runtime in runtimes:
+        locks.setdefault(id(runtime._compute), set()).add(id(runtime.lock))
+    assert all(len(those) == 1 for those in locks.values())
+    elsewhere = CudaRuntime(torch.device("cuda:1"), True)
+    assert elsewhere.lock is not runtimes[0].lock
+    assert elsewhere._compute is not runtimes[0]._compute
 
 
 def test_staging_memory_belongs_to_the_stream_that_writes_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
