@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,8 @@ import torch
 
 from benchmarks import gpu_native, gpu_plan
 from mcfhe.demo import PUBLISHED_MS
-from mcfhe.errors import ParameterError
+
+Job = tuple[str, Callable[[], None]]
 
 RESULTS = Path(__file__).parent / "results"
 FORMAT = 1
@@ -102,11 +104,7 @@ def measure(budget: float, started: float, out: Path | None) -> tuple[dict[str, 
     device = torch.device("cuda", torch.cuda.current_device())
     report: dict[str, Any] = {"format": FORMAT, **environment(device)}
     path = out or RESULTS / f"gpu-{slug(report['device'])}.json"
-    library = gpu_native.build(report["capability"].replace(".", ""))
-    native, clock = gpu_native.Native.load(library), Clock(device)
-    ceilings = measure_ceilings(native, clock, device)
-    bench = gpu_kernels.Bench(native, clock, ceilings, device)
-    report["ceilings"] = {"copy_bytes_per_second": ceilings.copy_bytes, "products_per_second": ceilings.products}
+    report["ceilings"] = {}
     report["parameters"] = {
         "modulus_bits": gpu_plan.MODULUS_BITS,
         "weight_limit": gpu_plan.WEIGHT_LIMIT,
@@ -115,10 +113,22 @@ def measure(budget: float, started: float, out: Path | None) -> tuple[dict[str, 
     }
     report |= {"kernels": [], "network": [], "skipped": [], "failed": [], "published": PUBLISHED}
 
-    jobs: list[tuple[str, Callable[[], None]]] = []
+    stand = gpu_kernels.Stand(Clock(device), device)
+    jobs: list[Job] = []
     for network in gpu_plan.network_cases():
-        jobs.append((network.title, lambda c=network: report["network"].append(gpu_network.row(bench, c))))
-    kernels: list[tuple[str, Callable[[], None]]] = [
+        jobs.append((network.title, lambda c=network: report["network"].append(gpu_network.row(stand, c))))
+    batches = len(gpu_plan.BATCHES)
+    check = ("correctness of the demo network", lambda: gpu_network.check(stand))
+    try:
+        native = gpu_native.Native.load(gpu_native.build(report["capability"].replace(".", "")))
+        ceilings = measure_ceilings(native, stand.clock, device)
+    except (Exception, SystemExit) as error:  # the networks need nothing of it
+        failed(report, "the launchers with their options", error)
+        work([check, *jobs], report, path, budget, started)
+        return report, path
+    bench = gpu_kernels.Bench(stand.clock, device, native, ceilings)
+    report["ceilings"] = {"copy_bytes_per_second": ceilings.copy_bytes, "products_per_second": ceilings.products}
+    kernels: list[Job] = [
         (case.title, lambda c=case: report["kernels"].extend(gpu_kernels.conv_rows(bench, c)))
         for case in gpu_plan.conv_cases()
     ]
@@ -127,30 +137,48 @@ def measure(budget: float, started: float, out: Path | None) -> tuple[dict[str, 
         (f"lattice ops, {case.title}", lambda c=case: report["kernels"].extend(gpu_lattice.rows(bench, c)))
         for case in gpu_plan.lattice_cases()
     ]
-    batches = len(gpu_plan.BATCHES)
-    check = ("correctness of the demo network", lambda: gpu_network.check(bench))
-    for name, job in [check, *jobs[:batches], *kernels, *jobs[batches:]]:
-        if time.monotonic() - started > budget:
+    work([check, *jobs[:batches], *kernels, *jobs[batches:]], report, path, budget, started)
+    return report, path
+
+
+def failed(report: dict[str, Any], name: str, error: BaseException) -> None:
+    report["failed"].append({"name": name, "error": f"{type(error).__name__}: {error}"})
+
+
+def work(jobs: Sequence[Job], report: dict[str, Any], path: Path, budget: float, started: float) -> None:
+    """Every job whatever the others meet, until the budget is spent, the device broken or the user impatient."""
+    end = False
+    for name, job in jobs:
+        if end or time.monotonic() - started > budget:
             report["skipped"].append(name)
             continue
         try:
-            job()
-        except (RuntimeError, ParameterError) as error:
-            report["failed"].append({"name": name, "error": f"{type(error).__name__}: {error}"})
-        torch.cuda.empty_cache()
+            try:
+                job()
+            except Exception as error:
+                failed(report, name, error)
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as error:  # of a context in which a kernel failed: it can do nothing more
+            failed(report, f"after {name} the device", error)
+            end = True
+        except KeyboardInterrupt as error:
+            failed(report, name, error)
+            end = True
         report |= {"targets": targets(report), "seconds": round(time.monotonic() - started, 1)}
         write(report, path)
         print(f"{report['seconds']:6.1f} s  {name}", file=sys.stderr, flush=True)
-    return report, path
+    report |= {"targets": targets(report), "seconds": round(time.monotonic() - started, 1)}
+    write(report, path)
 
 
 def table(report: dict[str, Any]) -> list[str]:
     """The report in lines for a terminal."""
-    products = report["ceilings"]["products_per_second"]
-    lines = [
-        f"{report['device']}, driver {report['driver']}, torch {report['torch']}, CUDA {report['cuda']}",
-        f"copy {report['ceilings']['copy_bytes_per_second'] / 1e12:.2f} TB/s; multiply-adds a second: "
-        + ", ".join(f"{unit} {rate / 1e12:.2f} T" for unit, rate in products.items()),
+    lines = [f"{report['device']}, driver {report['driver']}, torch {report['torch']}, CUDA {report['cuda']}"]
+    if ceilings := report["ceilings"]:
+        products = ", ".join(f"{unit} {rate / 1e12:.2f} T" for unit, rate in ceilings["products_per_second"].items())
+        lines.append(f"copy {ceilings['copy_bytes_per_second'] / 1e12:.2f} TB/s; multiply-adds a second: {products}")
+    lines += [
         f"{'kernel':34} {'path':26} {'ms':>9} {'of floor':>9} {'x naive':>8} {'x cuBLAS':>8}",
     ]
     for r in report["kernels"]:
@@ -209,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("benchmarks.gpu: torch sees no CUDA device; --dry-run lists what would be measured", file=sys.stderr)
         return 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # an end from outside comes with its table, too
     report, path = measure(options.budget, started, options.out)
     print("\n".join([*table(report), f"{report['seconds']} s, written to {path}"]))
     return int(bool(report["failed"]))

@@ -23,12 +23,10 @@ class WrongResult(RuntimeError):
 
 
 @dataclass(eq=False)
-class Bench:
+class Stand:
     """What every measurement needs."""
 
-    native: Native
     clock: Clock
-    ceilings: Ceilings
     device: torch.device
 
     def residues(self, bases: tuple[int, ...], *shape: int) -> Tensor:
@@ -43,6 +41,14 @@ class Bench:
         w = torch.randint(-limit, limit + 1, shape, dtype=torch.int64, device=self.device)
         w.view(-1)[0] = limit
         return w, (int(w.abs().max()), int(w.abs().flatten(1).sum(1).max()))
+
+
+@dataclass(eq=False)
+class Bench(Stand):
+    """And what those of single kernels need."""
+
+    native: Native
+    ceilings: Ceilings
 
 
 def kernel_row(name: str, path: str, timing: Timing, floor: tuple[float, str], **more: Any) -> Row:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import mcfhe
-from benchmarks.gpu_kernels import Bench, WrongResult
+from benchmarks.gpu_kernels import Stand, WrongResult
 from benchmarks.gpu_plan import DEMO_LIMBS, NetworkCase, limbs_needed, moduli
 from mcfhe.cards import ModelCard
 from mcfhe.engine import Engine
@@ -42,7 +42,7 @@ def engine_of(image: int, graphs: bool) -> Engine:
     return Engine(program_of(image), torch.device("cuda"), cuda_graphs=graphs)
 
 
-def check(bench: Bench) -> None:
+def check(bench: Stand) -> None:
     """The device against the CPU engine: every residue of a few images, in one tile and in many."""
     bases = moduli(DEMO_LIMBS)
     host = Engine(program_of(28))
@@ -59,7 +59,7 @@ def check(bench: Bench) -> None:
                     raise WrongResult("demo network: evaluation on the device differs from the CPU")
 
 
-def row(bench: Bench, case: NetworkCase) -> dict[str, Any]:
+def row(bench: Stand, case: NetworkCase) -> dict[str, Any]:
     """Milliseconds of one request, three ways: the graph alone, from and to device memory, from and to host memory."""
     bases = moduli(case.limbs)
     stream = case.batch * case.lanes
@@ -89,7 +89,7 @@ def row(bench: Bench, case: NetworkCase) -> dict[str, Any]:
     return out
 
 
-def _without_graphs(bench: Bench, case: NetworkCase, x: Tensor) -> Any:
+def _without_graphs(bench: Stand, case: NetworkCase, x: Tensor) -> Any:
     engine = engine_of(case.image, False)
     binding = engine.bind(moduli(case.limbs))
     return bench.clock.wall(lambda: engine.run(binding, x))

@@ -39,6 +39,11 @@ phase() {
     return "$code"
 }
 
+INTERRUPTIBLE_PYTEST='
+import signal, sys, pytest
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+sys.exit(pytest.main(sys.argv[1:]))'
+
 least() { (($1 < $2)) && echo "$1" || echo "$2"; }
 
 if [ -z "${TORCH_CUDA_ARCH_LIST:-}" ]; then
@@ -48,10 +53,12 @@ if [ -z "${TORCH_CUDA_ARCH_LIST:-}" ]; then
     }
     export TORCH_CUDA_ARCH_LIST
 fi
-nvidia-smi > "$OUT/nvidia-smi.log" 2>&1
+timeout 30 nvidia-smi > "$OUT/nvidia-smi.log" 2>&1
 
 if phase build "$(least 200 "$(left)")" "$PYTHON" setup.py build_ext --inplace; then
-    phase tests "$(least 190 $(($(left) - 120)))" "$PYTHON" -m pytest tests/gpu -m "gpu and not slow" -q -p no:cacheprovider
+    # A test that takes a minute shows where it stands; at the limit pytest stops and lists what failed so far.
+    phase tests "$(least 190 $(($(left) - 120)))" "$PYTHON" -c "$INTERRUPTIBLE_PYTEST" tests/gpu -m "gpu and not slow" \
+        -v -p no:cacheprovider -o faulthandler_timeout=60
     limit=$(left)
     phase bench "$limit" "$PYTHON" -m benchmarks.gpu --budget $((limit > 60 ? limit - 45 : 15)) --out "$OUT/gpu.json"
 fi
@@ -59,7 +66,7 @@ fi
 echo "=== tests"
 [ -f "$OUT/tests.log" ] && tail -n 12 "$OUT/tests.log"
 echo "=== benchmarks"
-[ -f "$OUT/bench.log" ] && tail -n 90 "$OUT/bench.log"
+[ -f "$OUT/bench.log" ] && tail -n 150 "$OUT/bench.log"
 echo "=== phases"
 printf '%s\n' "${SUMMARY[@]}"
 echo "total $SECONDS s; logs and gpu.json in $OUT"

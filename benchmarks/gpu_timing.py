@@ -17,6 +17,7 @@ from benchmarks.gpu_native import UNITS, Native
 Work = Callable[[], object]
 
 FLUSH_BYTES = 512 << 20  # several times any second-level cache; writing it also hides the next launch's overhead
+SLEEP_CYCLES = 400_000  # about 0.2 ms: what is launched meanwhile, from Python, is queued before it runs
 SECONDS_PER_ROW = 0.6
 MIN_REPEATS, MAX_REPEATS = 5, 100
 
@@ -56,7 +57,7 @@ class Clock:
         if cold:
             self._flush.bitwise_not_()
         else:
-            torch.cuda._sleep(100_000)  # type: ignore[no-untyped-call]  # launches are queued before they run
+            torch.cuda._sleep(SLEEP_CYCLES)  # type: ignore[no-untyped-call]
         start.record()
         work()
         end.record()

@@ -170,7 +170,7 @@ class StandIn:
 
 def bench(native: StandIn) -> Any:
     ceilings = Ceilings(1e12, {"double": 1e12, "int64": 2e12, "int8": 1e14})
-    return gpu_kernels.Bench(native, Stopwatch(), ceilings, torch.device("cpu"))  # type: ignore[arg-type]
+    return gpu_kernels.Bench(Stopwatch(), torch.device("cpu"), native, ceilings)  # type: ignore[arg-type]
 
 
 CASE = gpu_plan.ConvCase("conv", ConvShape(2, 6, 7, 4, padding=(1, 1)), 2, 5)
@@ -286,6 +286,58 @@ def test_compare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
     (tmp_path / "c.json").write_text("[]")
     assert compare.main([str(tmp_path / "a.json"), str(tmp_path / "c.json")]) == 1
     assert "c.json: not a report" in capsys.readouterr().err
+
+
+def worked(monkeypatch: pytest.MonkeyPatch, path: Path, broken: str, **jobs: Callable[[], None]) -> dict[str, Any]:
+    """What is written of some jobs, on a device that one of them breaks."""
+    found = report(monkeypatch) | {"skipped": [], "failed": []}
+    done: list[str] = []
+
+    def synchronize() -> None:
+        if broken in done:
+            raise RuntimeError("an illegal memory access was encountered")
+
+    def noted(name: str) -> None:
+        done.append(name)
+        jobs[name]()
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    gpu.work([(name, lambda n=name: noted(n)) for name in jobs], found, path, 1e9, 0.0)
+    read: dict[str, Any] = json.loads(path.read_text())
+    assert gpu.table(read)
+    return read | {"done": done}
+
+
+def throw(error: BaseException) -> Callable[[], None]:
+    def job() -> None:
+        raise error
+
+    return job
+
+
+def test_an_error_of_any_kind_costs_its_own_case_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = worked(monkeypatch, tmp_path / "a.json", "", a=throw(ValueError("why")), b=lambda: None)
+    assert made["done"] == ["a", "b"]
+    assert made["failed"] == [{"name": "a", "error": "ValueError: why"}]
+    assert made["skipped"] == []
+
+
+def test_a_broken_device_and_an_interrupt_end_the_run_with_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = worked(monkeypatch, tmp_path / "a.json", "b", a=lambda: None, b=lambda: None, c=lambda: None)
+    assert made["done"] == ["a", "b"]
+    assert made["skipped"] == ["c"]
+    assert [f["name"] for f in made["failed"]] == ["after b the device"]
+    made = worked(monkeypatch, tmp_path / "b.json", "", a=throw(KeyboardInterrupt()), b=lambda: None)
+    assert made["skipped"] == ["b"]
+    assert made["kernels"]
+
+
+def test_the_table_without_the_launchers_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = report(monkeypatch) | {"ceilings": {}, "kernels": []}
+    assert any("Made-Up 100" in line for line in gpu.table(made))
 
 
 def test_slug() -> None:
