@@ -1,7 +1,7 @@
 """Runs tiles on a CUDA device: packed uploads, one CUDA graph a shape, copies beside computation, chunks that fit.
 
-    host x --pack--> pinned int32 --upload stream--> device int32 --widen--> static x --graph--> static y --narrow-->
-    device int32 --> pinned int32 --unpack--> host y
+    host x --pack--> pinned int32 --upload stream--> device int32 --widen--> static x --graph, which packs-->
+    static y --> pinned int32 --unpack--> host y
 
 From `widen` on everything runs on one compute stream in the order it is enqueued; only uploads run beside it. Two
 slots of staging buffers are shared by all requests and threads: while one tile computes, the next is packed and
@@ -75,7 +75,7 @@ class _Static:
     """The static buffers of one tile shape and what evaluates them in place."""
 
     x: Tensor  # int64 [L, C, H, W, S]
-    y: Tensor  # int64 [L, ..., S]
+    y: Tensor  # int32 [L, ..., S]: packed in the graph, so that it can travel as it is
     binding: Binding
     replay: Callable[[], None]
     loaded: tuple[Binding, int] | None = None  # whose constants, from which limb on
@@ -195,7 +195,7 @@ class CudaRunner:
         device = self.runtime.device
         own = binding.limbs(0, limbs).copy()
         static_x = torch.zeros(limbs, *x.shape[1:-1], streams, dtype=torch.int64, device=device)
-        static_y = torch.empty(limbs, *self._output_shape, streams, dtype=torch.int64, device=device)
+        static_y = torch.empty(limbs, *self._output_shape, streams, dtype=torch.int32, device=device)
 
         def in_place() -> None:
             static_y.copy_(self._evaluate(own, static_x))
@@ -278,8 +278,7 @@ class CudaRunner:
                     runtime.uploaded()
                     static.x.copy_(device)  # widens
                     static.replay()
-                    narrow = slot.device_out.view(static.y.shape).copy_(static.y)
-                    slot.host_out.view(static.y.shape).copy_(narrow, non_blocking=True)
+                    slot.host_out.view(static.y.shape).copy_(static.y, non_blocking=True)
             except RuntimeError:
                 with suppress(RuntimeError):  # of a device that does nothing more
                     runtime.uploaded()

@@ -1,4 +1,4 @@
-"""Where residues wait on their way to a device and back: pinned host memory and its twin on the device, 32 bits each.
+"""Where residues wait on their way to a device and back: pinned host memory, and its twin on the device for the way in.
 
 A residue is below 2^31, so it travels as int32 and is widened on the device: half the bytes on the bus. Slots grow to
 the largest tile they have carried and are then reused, so that steady traffic allocates nothing.
@@ -49,8 +49,7 @@ class Slot:
     """The buffers of one tile in flight."""
 
     def __init__(self, host: Allocate, device: Allocate) -> None:
-        self.host_in, self.device_in = Growing(host), Growing(device)
-        self.host_out, self.device_out = Growing(host), Growing(device)
+        self.host_in, self.device_in, self.host_out = Growing(host), Growing(device), Growing(host)
         self.done: Event | None = None  # recorded when the download is enqueued
 
     def wait(self) -> None:
@@ -60,7 +59,7 @@ class Slot:
             self.done = None
 
     def drop(self) -> None:
-        for buffer in (self.host_in, self.device_in, self.host_out, self.device_out):
+        for buffer in (self.host_in, self.device_in, self.host_out):
             buffer.drop()
 
 
