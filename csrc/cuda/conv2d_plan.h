@@ -42,6 +42,7 @@ struct ConvPlan {
   int32_t patch_size;               // entries between the patches of two units
   int32_t chunk_units;
   int32_t out_warps;                   // 1, 2 or 4 warps side by side in output channels, the rest in positions
+  int32_t out_shift;                   // output channels of a block: 1 << out_shift
   int32_t pool_h, pool_w;              // window of outputs behind a stored position
   int32_t pairs;                       // 1: every staged run is even and 16-byte aligned
   SmallDiv row_units;                  // by the loads in a patch row, two entries each with pairs
@@ -143,6 +144,8 @@ inline void try_tile(const ConvParams& p, PoolWindow pool, const ConvModel& mode
   plan.patch_size = static_cast<int32_t>(patch_size);
   plan.chunk_units = static_cast<int32_t>(chunk);
   plan.out_warps = static_cast<int32_t>(choice.out_warps);
+  plan.out_shift = 0;
+  while (int64_t{1} << plan.out_shift < out_block) ++plan.out_shift;
   plan.pool_h = static_cast<int32_t>(pool.h);
   plan.pool_w = static_cast<int32_t>(pool.w);
   plan.pairs = aligned && p.stream % 2 == 0 && choice.stream % 2 == 0 ? 1 : 0;

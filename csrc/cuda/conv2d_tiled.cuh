@@ -84,9 +84,9 @@ __device__ __forceinline__ void stage_patch(const ConvParams& p, const ConvPlan&
 // weight[out][k] of the block's channels -> staged[k * out_block + out], 0 beyond the group's last channel. Threads
 // run over 4 neighbouring k, then channels: 32-byte global sectors, few shared-memory conflicts.
 template <typename Path>
-__device__ __forceinline__ void stage_weight(const ConvParams& p, const BlockTile& tile, int out_block,
-                                             const int64_t* __restrict__ weight, int64_t channel0, int taps,
-                                             typename Path::Value* staged) {
+__device__ __forceinline__ void stage_weight(const ConvParams& p, const ConvPlan& t, const BlockTile& tile,
+                                             int out_block, const int64_t* __restrict__ weight, int64_t channel0,
+                                             int taps, typename Path::Value* staged) {
   const int64_t window = p.kernel_h * p.kernel_w;
   const int64_t row_size = p.in_channels / p.groups * window;
   const int64_t outs = p.out_channels / p.groups;
@@ -94,7 +94,7 @@ __device__ __forceinline__ void stage_weight(const ConvParams& p, const BlockTil
   for (int unit = static_cast<int>(threadIdx.x); unit < units; unit += kConvThreads) {
     const int strip = unit / 4;
     const int out = strip & (out_block - 1);
-    const int k = strip / out_block * 4 + unit % 4;
+    const int k = (strip >> t.out_shift) * 4 + unit % 4;
     if (k >= taps) continue;
     const int64_t o = tile.out_tile * out_block + out;
     const int64_t q = o < outs ? __ldg(weight + (tile.group * outs + o) * row_size + channel0 * window + k) : 0;
@@ -131,13 +131,16 @@ __device__ __forceinline__ void load_broadcast(const Value* from, Value (&to)[kC
   }
 }
 
-// Blocks a multiprocessor should hold: bounds registers at 255, 168, 96 and 64 a thread.
-constexpr int conv_min_blocks(int outputs) { return outputs >= 64 ? 2 : outputs >= 32 ? 3 : outputs >= 16 ? 5 : 8; }
+// Blocks a multiprocessor should hold: bounds registers at 255, 168, 96 (128 with reductions in the loop) and 64 a
+// thread.
+constexpr int conv_min_blocks(int outputs, bool mid_sum) {
+  return outputs >= 64 ? 2 : outputs >= 32 ? 3 : outputs >= 16 ? (mid_sum ? 4 : 5) : 8;
+}
 
 // A thread holds kOut channels of kPos positions: kPos / kWindow windows of kWindow outputs that are summed before they
 // are stored; kWindow = 1 is no pool.
 template <typename Path, int kOut, int kPos, int kWindow>
-__global__ void __launch_bounds__(kConvThreads, conv_min_blocks(kOut* kPos))
+__global__ void __launch_bounds__(kConvThreads, conv_min_blocks(kOut* kPos, Path::kMidSum))
     conv2d_tiled_kernel(const ConvParams p, const ConvPlan t, const int32_t reduce_every,
                         const int64_t* __restrict__ x,       // [L, C, H, W, S]
                         const int64_t* __restrict__ weight,  // [O, C / groups, KH, KW]
@@ -179,7 +182,7 @@ __global__ void __launch_bounds__(kConvThreads, conv_min_blocks(kOut* kPos))
     const int count = static_cast<int>(channels - c0 < t.chunk_units ? channels - c0 : t.chunk_units);
     const int taps = count * window;
     if (c0 > 0) __syncthreads();
-    stage_weight<Path>(p, tile, out_block, weight, c0, taps, s_weight);
+    stage_weight<Path>(p, t, tile, out_block, weight, c0, taps, s_weight);
     if (t.pairs != 0) {
       stage_patch<Path, 2>(p, t, tile, x, tile.group * channels + c0, count, s_patch);
     } else {

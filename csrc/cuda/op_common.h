@@ -42,7 +42,8 @@ inline const int64_t* data_or_null(const std::optional<Tensor>& t) {
   return t.has_value() ? t->const_data_ptr<int64_t>() : nullptr;
 }
 
-// An int64 tensor on x's device. Out of memory is an error with the numbers, after which the device is as before.
+// An int64 tensor on x's device. Out of memory is an error with the numbers, after which the device is as before; a
+// device that an earlier error broke is another, since to ask it for less would help nobody.
 inline Tensor allocate(const char* op, const Tensor& x, const IntList& shape) {
   try {
     return torch::stable::new_empty(x, shape);
@@ -51,8 +52,12 @@ inline Tensor allocate(const char* op, const Tensor& x, const IntList& shape) {
     for (const int64_t size : shape) bytes *= size;
     size_t free = 0;
     size_t total = 0;
-    cudaMemGetInfo(&free, &total);
+    const cudaError_t state = cudaMemGetInfo(&free, &total);
     cudaGetLastError();
+    const bool usable =
+        state == cudaSuccess || state == cudaErrorMemoryAllocation || state == cudaErrorStreamCaptureUnsupported;
+    STD_TORCH_CHECK(usable, "mcfhe::", op, ": CUDA device ", x.get_device_index(),
+                    " is of no use: ", cudaGetErrorString(state), "; restart the process (", error.what(), ")");
     STD_TORCH_CHECK(false, "mcfhe::", op, ": out of memory: the result needs ", bytes, " bytes, CUDA device ",
                     x.get_device_index(), " has ", free, " of ", total, " free; use a smaller batch (", error.what(),
                     ")");
