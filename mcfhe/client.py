@@ -12,6 +12,7 @@ import torch
 from mcfhe.container import TensorField
 from mcfhe.errors import FormatError, MismatchError, ParameterError
 from mcfhe.graph.order import Order
+from mcfhe.images import check_images
 from mcfhe.keyfile import kind_of, opened_secret, save_secret
 from mcfhe.lattice.spec import LatticeSpec
 from mcfhe.modular import decrypt, encrypt
@@ -160,7 +161,7 @@ class Client:
         ``[batch, C, H, W]`` of Python ints. ImageError for another shape or dtype, an empty batch, or a ciphertext of
         more than ``byte_budget`` bytes (default: a quarter of memory).
         """
-        array = encrypt.check_images(images, self.spec.input_shape)
+        array = check_images(images, self.spec.input_shape)
         result = encrypt.encrypt(
             array, self.spec.table, self.secret_key, return_integers=return_integers, byte_budget=byte_budget
         )

@@ -60,6 +60,7 @@ def test_it_runs_without_the_client() -> None:
         "import sys; sys.modules['cryptography'] = None\n"
         "import benchmarks.compare, benchmarks.gpu, benchmarks.gpu_kernels, benchmarks.gpu_network\n"
         "import benchmarks.gpu_lattice, tests.gpu.test_cuda_lattice_ops\n"
+        "import tests.gpu.test_cuda_lattice; tests.gpu.test_cuda_lattice.program()\n"
         "import tests.gpu.conftest, tests.gpu.test_cuda_engine, tests.gpu.test_cuda_ops, tests.gpu.test_cuda_runtime\n"
         "benchmarks.gpu_network.program_of(28)\n"
     )

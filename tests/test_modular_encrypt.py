@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcfhe.errors import ImageError, ParameterError
+from mcfhe.images import check_images
 from mcfhe.modular import encrypt as module
 from mcfhe.modular.crt import crt
 from mcfhe.modular.csprng import RandomStream
-from mcfhe.modular.encrypt import Encrypted, check_images, check_table, ciphertext_bytes, encrypt, encrypt_integers
+from mcfhe.modular.encrypt import Encrypted, check_table, ciphertext_bytes, encrypt, encrypt_integers
 from mcfhe.modular.keys import SecretKey
 from mcfhe.modular.params import Moduli
 from tests.modular_support import pixel_table, random_images

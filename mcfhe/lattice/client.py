@@ -18,12 +18,12 @@ import torch
 
 from mcfhe.container import TensorField
 from mcfhe.errors import DecryptionError, FormatError, ImageError, MismatchError, ParameterError
+from mcfhe.images import check_images
 from mcfhe.keyfile import opened_secret, save_secret
 from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
 from mcfhe.lattice.seal import Seal
 from mcfhe.lattice.spec import LatticeSpec
 from mcfhe.lattice.wire import SEED_BYTES, LatticeRequest, LatticeResponse
-from mcfhe.modular.encrypt import check_images
 from mcfhe.staged_spec import Levels
 from mcfhe.wiping import wipe
 from mcfhe.wire import check_match

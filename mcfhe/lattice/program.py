@@ -22,6 +22,7 @@ from mcfhe.graph.plain import PlainScores, evaluate_plain
 from mcfhe.graph.settings import Settings
 from mcfhe.graph.steps import IntegerProgram
 from mcfhe.graph.storage import StoredProgram, decode_graph, encode_graph, identity
+from mcfhe.images import check_images
 from mcfhe.lattice.lower import Placement, lower_lattice
 from mcfhe.lattice.plan import Limits, Plan, make_plan
 from mcfhe.lattice.report import summarise
@@ -29,7 +30,6 @@ from mcfhe.lattice.search import MAX_LIMBS
 from mcfhe.lattice.security import require_security
 from mcfhe.lattice.simulate import LayerPrecision, predict_precision
 from mcfhe.lattice.spec import LatticeSpec
-from mcfhe.modular.encrypt import check_images
 from mcfhe.modular.plan import lower, quantise
 
 SCHEME = "lattice"
