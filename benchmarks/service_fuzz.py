@@ -74,10 +74,8 @@ def fuzz_decoder(messages: Sequence[tuple[bytes, Callable[[bytes], Any]]], count
     return crashes
 
 
-def check_answer(answer: httpx.Response, seconds: float) -> str | None:
+def check_answer(answer: httpx.Response) -> str | None:
     """What is wrong with the answer to a mutated message: None for success, or a 4xx with one line of JSON."""
-    if seconds > SLOW_S:
-        return f"{seconds:.2f} s"
     if answer.status_code in (200, 201):
         return None
     if not 400 <= answer.status_code < 500:
@@ -95,6 +93,15 @@ def fuzz_http(url: str, work: Sequence[Prepared], count: int, rng: random.Random
     """Crashes among ``count`` mutated messages over HTTP."""
     crashes = 0
     with httpx.Client(base_url=url, timeout=10) as http:
+
+        def send(path: str, data: bytes) -> tuple[str | None, float]:
+            start = time.monotonic()
+            try:
+                wrong = check_answer(http.post(path, content=data, headers=HEADERS))
+            except httpx.TransportError as error:
+                wrong = type(error).__name__
+            return wrong, time.monotonic() - start
+
         for number in range(count):
             item = work[number % len(work)]
             if number % 3 == 2:
@@ -102,11 +109,12 @@ def fuzz_http(url: str, work: Sequence[Prepared], count: int, rng: random.Random
             else:
                 path = f"/v1/programs/{item.request.program_id}/evaluate"
                 valid = item.request.to_bytes(embed_key=number % 3 == 0)
-            data, start = mutate(valid, rng), time.monotonic()
-            try:
-                wrong = check_answer(http.post(path, content=data, headers=HEADERS), time.monotonic() - start)
-            except httpx.TransportError as error:
-                wrong = type(error).__name__
+            data = mutate(valid, rng)
+            wrong, seconds = send(path, data)
+            if wrong is None and seconds > SLOW_S:  # a message that is slow is so again; a machine that was busy is not
+                wrong, seconds = send(path, data)
+                if wrong is None and seconds > SLOW_S:
+                    wrong = f"{seconds:.2f} s, for the second time"
             if wrong is not None:
                 print(f"http, message {number}: {wrong}", file=sys.stderr)
                 crashes += 1
