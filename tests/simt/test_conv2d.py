@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from harness import Driver, SimtError
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
 from tests.simt import oracle
 from tests.simt.cases import ARITHMETIC, BIG, LIMITS, MODULI, TILES, Buffers, Conv, random_residues, same, sizes
 from tests.simt.oracle import ints
+from tests.simt.strategies import convolutions, examples
 
 CASES = {
     "one_entry": Conv(size=(1, 1), kernel=(1, 1), stream=1, moduli=MODULI),
@@ -106,45 +106,7 @@ def test_devices_of_any_size(driver: Driver, processors: int) -> None:
         case.check(driver)
 
 
-@st.composite
-def convolutions(draw: st.DrawFn) -> Conv:
-    groups = draw(st.integers(1, 3))
-    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
-    dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
-    padding = (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
-
-    def extent(axis: int) -> int:
-        smallest = max(1, dilation[axis] * (kernel[axis] - 1) + 1 - 2 * padding[axis])
-        return smallest + draw(st.integers(0, 4))
-
-    return Conv(
-        moduli=draw(st.lists(st.sampled_from(MODULI), min_size=1, max_size=2)),
-        in_channels=groups * draw(st.integers(1, 3)),
-        out_channels=groups * draw(st.integers(1, 9)),
-        size=(extent(0), extent(1)),
-        stream=draw(st.sampled_from([1, 2, 3, 4, 8, 32, 33, 70])),
-        kernel=kernel,
-        stride=(draw(st.integers(1, 3)), draw(st.integers(1, 3))),
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        bias=draw(st.booleans()),
-        poly=draw(st.sampled_from(["", "square", "shared", "channel"])),
-        degree=draw(st.integers(1, 4)),
-        max_weight=draw(st.sampled_from([1, 255, 2**20, BIG])),
-        seed=draw(st.integers(0, 2**16)),
-        arithmetic=(draw(st.sampled_from(list(ARITHMETIC))),),
-        tiles=(draw(st.sampled_from(["small", "medium", "large", "direct"])),),
-    )
-
-
-@settings(
-    max_examples=100,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@examples(100)
 @given(case=convolutions())
 def test_random_shapes(driver: Driver, case: Conv) -> None:
     case.check(driver)

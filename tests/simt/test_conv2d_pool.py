@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from harness import Driver, SimtError
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
 from tests.simt import oracle
 from tests.simt.cases import ARITHMETIC, BIG, LIMITS, MODULI, TILES, Buffers, Conv, same, sizes
 from tests.simt.oracle import Pair, ints
+from tests.simt.strategies import TILED, convolutions, examples
 
 WINDOWS: list[Pair] = [(2, 2), (1, 4), (4, 1)]  # all of four outputs
-FUSED = ("small", "medium", "large")
 
 CASES = {
     "one_window": Conv(size=(2, 2), kernel=(1, 1), stream=1, moduli=MODULI, pool=(2, 2)),
@@ -69,7 +68,7 @@ def test_the_largest_window_sum(driver: Driver, window: Pair, arithmetic: str, b
     assert (y == b - 1).all()
     expected = oracle.sum_pool2d(y, [b], kernel=window, stride=window, padding=(0, 0), factor=ints([b - 1]))
     buffers: Buffers = {"x": x, "weight": weight, "factor": [b - 1], "moduli": [b]}
-    for tile in FUSED if arithmetic in LIMITS and arithmetic != "int8" else ("any",):
+    for tile in TILED if arithmetic in LIMITS and arithmetic != "int8" else ("any",):
         numbers = sizes(limbs=1, in_channels=channels, out_channels=3, stream=4, tile=TILES[tile])
         numbers |= sizes(arithmetic=ARITHMETIC[arithmetic], max_abs=2, max_sum=3, pool_h=window[0], pool_w=window[1])
         numbers |= sizes(height=size[0], width=size[1], out_h=size[0], out_w=size[1])
@@ -107,47 +106,7 @@ def test_nothing_in_nothing_out(driver: Driver, empty: str) -> None:
     Conv(stream=stream, moduli=moduli, arithmetic=("auto",), size=size, pool=(2, 2)).check(driver)
 
 
-@st.composite
-def pooled(draw: st.DrawFn) -> Conv:
-    groups = draw(st.integers(1, 2))
-    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
-    stride = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
-    padding = (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
-    window = draw(st.sampled_from(WINDOWS))
-
-    def extent(axis: int) -> int:
-        smallest = stride[axis] * (window[axis] - 1) + kernel[axis] - 2 * padding[axis]
-        return max(1, smallest) + draw(st.integers(0, 6))
-
-    return Conv(
-        moduli=draw(st.lists(st.sampled_from(MODULI), min_size=1, max_size=2)),
-        in_channels=groups * draw(st.integers(1, 3)),
-        out_channels=groups * draw(st.integers(1, 9)),
-        size=(extent(0), extent(1)),
-        stream=draw(st.sampled_from([1, 2, 3, 4, 8, 32, 33, 70])),
-        kernel=kernel,
-        stride=stride,
-        padding=padding,
-        groups=groups,
-        bias=draw(st.booleans()),
-        poly=draw(st.sampled_from(["", "square", "shared", "channel"])),
-        degree=draw(st.integers(1, 4)),
-        max_weight=draw(st.sampled_from([1, 255, 2**20, BIG])),
-        seed=draw(st.integers(0, 2**16)),
-        arithmetic=(draw(st.sampled_from(list(ARITHMETIC))),),
-        tiles=(draw(st.sampled_from(FUSED)),),
-        pool=window,
-        scaled=draw(st.booleans()),
-    )
-
-
-@settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(case=pooled())
+@examples(60)
+@given(case=convolutions(pools=WINDOWS))
 def test_random_shapes(driver: Driver, case: Conv) -> None:
     case.check(driver)
