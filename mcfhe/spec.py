@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import Any
 
 from mcfhe.errors import FormatError, ParameterError
-from mcfhe.graph.order import Order
+from mcfhe.graph.order import MAX_ORDER_BITS, TABLE_LIMIT, Order
+from mcfhe.spec_json import check_header, identity, listed, names, parsed, shape, whole, wholes
 
 SPEC_FORMAT = "mcfhe/client-spec"
 LATTICE_FORMAT = "mcfhe/lattice-client-spec"
@@ -19,6 +20,22 @@ SPEC_VERSION = 1
 MAX_BOUND_DIGITS = 38_300  # of 2^(31 * 4096): as many limbs as a key may have, of the widest moduli
 PROFILES = ("patent", "hardened")
 DEFAULT_PROFILE = "hardened"  # what is used where no profile is named; the scheme by the letter is asked for by name
+
+_FIELDS = {
+    "format",
+    "version",
+    "program_id",
+    "input_shape",
+    "scale_bits",
+    "amplification",
+    "modulus_bits",
+    "guard_bits",
+    "table",
+    "labels",
+    "profiles",
+}
+_PROFILE_FIELDS = {"input_order", "output_order", "output_bound", "max_noise"}
+_PROFILE_NAMES = ", ".join(sorted(_PROFILE_FIELDS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,75 +122,90 @@ class ClientSpec:
     def from_json(text: str) -> Any:
         """Parse and validate; FormatError names the field that is wrong. A lattice program's spec comes back as a
         :class:`mcfhe.lattice.spec.LatticeSpec`, that of a staged one as a :class:`mcfhe.staged_spec.StagedSpec`."""
-        try:
-            body = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"client spec: not JSON ({error}); fetch it again from the program") from None
-        if isinstance(body, dict) and body.get("format") == LATTICE_FORMAT:
+        return ClientSpec.from_body(parsed(text))
+
+    @staticmethod
+    def from_body(body: Any) -> Any:
+        """:meth:`from_json` of text that is parsed already."""
+        kind = body.get("format") if isinstance(body, dict) else None
+        if kind == LATTICE_FORMAT:
             from mcfhe.lattice.spec import LatticeSpec
 
-            return LatticeSpec.from_json(text)
-        if isinstance(body, dict) and body.get("format") == STAGED_FORMAT:
+            return LatticeSpec.from_body(body)
+        if kind == STAGED_FORMAT:
             from mcfhe.staged_spec import StagedSpec
 
-            return StagedSpec.from_json(text)
-        if not isinstance(body, dict) or body.get("format") != SPEC_FORMAT:
-            raise FormatError("client spec: field 'format' is not 'mcfhe/client-spec'")
-        if body.get("version") != SPEC_VERSION:
-            raise FormatError(f"client spec: version {body.get('version')!r}, this build reads {SPEC_VERSION}")
-        try:
-            spec = ClientSpec(
-                program_id=str(body["program_id"]),
-                input_shape=tuple(int(v) for v in body["input_shape"]),  # type: ignore[arg-type]
-                scale_bits=int(body["scale_bits"]),
-                amplification=int(body["amplification"]),
-                modulus_bits=int(body["modulus_bits"]),
-                guard_bits=int(body["guard_bits"]),
-                table=tuple(tuple(int(v) for v in row) for row in body["table"]),
-                labels=tuple(str(v) for v in body["labels"]),
-                profiles={
-                    str(name): ProfileSpec(
-                        input_order=Order(*(int(v) for v in p["input_order"])),
-                        output_order=Order(*(int(v) for v in p["output_order"])),
-                        output_bound=_integer(p["output_bound"]),
-                        max_noise=int(p["max_noise"]),
-                    )
-                    for name, p in body["profiles"].items()
-                },
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FormatError(f"client spec: field missing or of the wrong type ({error})") from None
+            return StagedSpec.from_body(body)
+        check_header(body, SPEC_FORMAT, SPEC_VERSION, _FIELDS)
+        profiles = body["profiles"]
+        if not isinstance(profiles, dict):
+            raise FormatError("client spec: profiles: no object of profiles by name")
+        spec = ClientSpec(
+            program_id=identity("program_id", body["program_id"]),
+            input_shape=shape("input_shape", body["input_shape"]),
+            scale_bits=whole("scale_bits", body["scale_bits"]),
+            amplification=whole("amplification", body["amplification"]),
+            modulus_bits=whole("modulus_bits", body["modulus_bits"]),
+            guard_bits=whole("guard_bits", body["guard_bits"]),
+            table=tuple(wholes("table", row) for row in listed("table", body["table"])),
+            labels=names("labels", body["labels"]),
+            profiles={name: _profile(name, entry) for name, entry in profiles.items()},
+        )
         spec._validate()
         return spec
 
     def _validate(self) -> None:
-        if len(self.input_shape) != 3 or any(not 1 <= v <= 1 << 16 for v in self.input_shape):
-            raise FormatError(f"client spec: input_shape {self.input_shape} is not (C, H, W)")
+        if max(self.input_shape) > 1 << 16:
+            raise FormatError(f"client spec: input_shape {self.input_shape} is beyond {1 << 16}")
         if len(self.table) != self.input_shape[0] or any(len(row) != 256 for row in self.table):
             raise FormatError("client spec: table must hold 256 integers per input channel")
+        if any(abs(v) >= TABLE_LIMIT for row in self.table for v in row):
+            raise FormatError(f"client spec: table holds an integer that is not below {TABLE_LIMIT}")
         for field, value, low, high in (
             ("scale_bits", self.scale_bits, 1, 30),
             ("amplification", self.amplification, 1, 1 << 20),
             ("modulus_bits", self.modulus_bits, 8, 31),
             ("guard_bits", self.guard_bits, 0, 256),
             ("labels", len(self.labels), 1, 1 << 20),
+            ("profiles", len(self.profiles), 1, len(PROFILES)),
         ):
             if not low <= value <= high:
                 raise FormatError(f"client spec: {field} = {value} is outside {low}..{high}")
         for name, profile in self.profiles.items():
-            if name not in PROFILES or profile.output_bound < 0 or not 0 <= profile.max_noise <= self.amplification:
-                raise FormatError(f"client spec: profile {name!r} is unknown or its bounds are out of range")
+            if not 0 <= profile.max_noise <= self.amplification:
+                raise FormatError(f"client spec: max_noise of profile {name!r} is outside 0..{self.amplification}")
+            for field, order in (("input_order", profile.input_order), ("output_order", profile.output_order)):
+                if order.bits(self.amplification) > MAX_ORDER_BITS:
+                    raise FormatError(f"client spec: {field} of profile {name!r} is beyond {MAX_ORDER_BITS} bits")
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, hex."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
-def _integer(digits: object) -> int:
-    """A non-negative integer from its decimal digits; ValueError for anything else, or for more than bounds can have.
+def _profile(name: str, entry: Any) -> ProfileSpec:
+    if name not in PROFILES or not isinstance(entry, dict) or set(entry) != _PROFILE_FIELDS:
+        raise FormatError(f"client spec: profiles: {name[:40]!a} is unknown or not the fields {_PROFILE_NAMES}")
+    return ProfileSpec(
+        input_order=_order("input_order", entry["input_order"]),
+        output_order=_order("output_order", entry["output_order"]),
+        output_bound=_integer("output_bound", entry["output_bound"]),
+        max_noise=whole("max_noise", entry["max_noise"]),
+    )
+
+
+def _order(field: str, pair: Any) -> Order:
+    numbers = wholes(field, pair)
+    if len(numbers) != 2 or min(numbers) < 0:
+        raise FormatError(f"client spec: {field} is not [t, k] of 0 or more")
+    return Order(*numbers)
+
+
+def _integer(field: str, digits: object) -> int:
+    """A non-negative integer from its decimal digits; FormatError for anything else, or for more than bounds can have.
 
     Through Decimal, which converts exactly and, unlike int and str, more than 4,300 digits: those of 476 limbs.
     """
     if not isinstance(digits, str) or not re.fullmatch(f"0|[1-9][0-9]{{0,{MAX_BOUND_DIGITS - 1}}}", digits, re.ASCII):
-        raise ValueError(f"output_bound is not made of 1 to {MAX_BOUND_DIGITS} decimal digits")
+        raise FormatError(f"client spec: {field} is not made of 1 to {MAX_BOUND_DIGITS} decimal digits")
     return int(Decimal(digits))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,6 +17,7 @@ from mcfhe.errors import FormatError, ParameterError
 from mcfhe.graph.settings import pixel_table
 from mcfhe.lattice.spec import LatticeSpec
 from mcfhe.spec import STAGED_FORMAT, ClientSpec
+from mcfhe.spec_json import check_header, parsed
 
 SPEC_VERSION = 1
 MAX_STAGES = 64
@@ -187,26 +187,20 @@ class StagedSpec:
     @staticmethod
     def from_json(text: str) -> StagedSpec:
         """Parse and validate; FormatError names the field that is wrong."""
-        try:
-            body = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"client spec: not JSON ({error}); fetch it again from the program") from None
-        if not isinstance(body, dict) or set(body) != {"format", "version", "stages", "levels"}:
-            raise FormatError("client spec: not the fields format, version, stages, levels")
-        if body["format"] != STAGED_FORMAT:
-            raise FormatError(f"client spec: field 'format' is not {STAGED_FORMAT!r}")
-        if type(body["version"]) is not int or body["version"] != SPEC_VERSION:
-            raise FormatError(f"client spec: version {body['version']!r}, this build reads {SPEC_VERSION}")
+        return StagedSpec.from_body(parsed(text))
+
+    @staticmethod
+    def from_body(body: Any) -> StagedSpec:
+        """:meth:`from_json` of text that is parsed already."""
+        check_header(body, STAGED_FORMAT, SPEC_VERSION, {"format", "version", "stages", "levels"})
         stages, levels = body["stages"], body["levels"]
         if not isinstance(stages, list) or not isinstance(levels, list) or max(len(stages), len(levels)) > MAX_STAGES:
             raise FormatError(f"client spec: 'stages' and 'levels' must be lists of at most {MAX_STAGES}")
         if any(isinstance(stage, dict) and stage.get("format") == STAGED_FORMAT for stage in stages):
             raise FormatError("client spec: a stage is itself a staged program")
-        parsed = tuple(ClientSpec.from_json(json.dumps(stage)) for stage in stages)
-        if any(not re.fullmatch("[0-9a-f]{64}", stage.program_id) for stage in parsed):
-            raise FormatError("client spec: program_id of a stage is not 64 lower-case hex digits")
+        specs = tuple(ClientSpec.from_body(stage) for stage in stages)
         try:
-            return StagedSpec(parsed, tuple(Levels.from_json(entry) for entry in levels))
+            return StagedSpec(specs, tuple(Levels.from_json(entry) for entry in levels))
         except ParameterError as error:
             raise FormatError(f"client spec: {error}") from None
 

@@ -7,6 +7,9 @@ from fractions import Fraction
 
 from mcfhe.errors import ParameterError
 
+TABLE_LIMIT = 1 << 31  # the integer of every pixel value is below, in absolute value
+MAX_ORDER_BITS = 1 << 18  # of a**t * 2**k: nearly nine thousand 30-bit limbs; stops a hostile file, not a network
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -50,6 +53,10 @@ class Order:
         """a**t * 2**k, the integer that a value at this order is divided by."""
         factor: int = amplification**self.t
         return factor << self.k
+
+    def bits(self, amplification: int) -> int:
+        """At least the bits of :meth:`denominator`, without computing it."""
+        return self.t * amplification.bit_length() + self.k
 
     def value(self, integer: int, amplification: int) -> Fraction:
         """The exact real number that ``integer`` stands for at this order."""

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from mcfhe.errors import FormatError, ParameterError
+from mcfhe.graph.order import TABLE_LIMIT
 
 Numbers: TypeAlias = "float | Sequence[float] | np.ndarray | torch.Tensor"
 
 _RANGES = {"scale_bits": (1, 30), "amplification_bits": (0, 20), "modulus_bits": (8, 31), "guard_bits": (0, 256)}
-_TABLE_LIMIT = 1 << 31
 _MAX_LAYER_BITS = 48
 _BOUNDS = ("interval", "quadratic")
 _NOT_BY_THE_LETTER = ("weight_bits", "letter")
@@ -149,7 +149,7 @@ def pixel_table(mean: Sequence[float], std: Sequence[float], scale_bits: int) ->
     pixels = np.arange(256, dtype=np.float64) / 255
     with np.errstate(over="ignore"):
         values = np.rint(np.ldexp((pixels - np.array(mean)[:, None]) / np.array(std)[:, None], scale_bits))
-    if not (np.abs(values) < _TABLE_LIMIT).all():
+    if not (np.abs(values) < TABLE_LIMIT).all():
         raise ParameterError(f"mean = {mean}, std = {std}: a normalised pixel * 2**{scale_bits} is not below 2**31")
     return tuple(tuple(int(v) for v in row) for row in values)
 

@@ -15,6 +15,7 @@ from mcfhe.graph.steps import Ring
 from mcfhe.lattice.security import require_security
 from mcfhe.primes import is_prime
 from mcfhe.spec import LATTICE_FORMAT
+from mcfhe.spec_json import check_header, identity, listed, names, parsed, real, shape, whole, wholes
 
 SPEC_VERSION = 1
 _MAX_LIMBS = 64
@@ -93,48 +94,37 @@ class LatticeSpec:
     @staticmethod
     def from_json(text: str) -> LatticeSpec:
         """Parse and validate; FormatError names the field that is wrong."""
-        try:
-            body = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"client spec: not JSON ({error}); fetch it again from the program") from None
-        if not isinstance(body, dict) or body.get("format") != LATTICE_FORMAT:
-            raise FormatError(f"client spec: field 'format' is not {LATTICE_FORMAT!r}")
-        if body.get("version") != SPEC_VERSION:
-            raise FormatError(f"client spec: version {body.get('version')!r}, this build reads {SPEC_VERSION}")
-        try:
-            if set(body) != _FIELDS:
-                raise ValueError(f"not the fields {', '.join(sorted(_FIELDS))}")
-            if len(body["moduli"]) > _MAX_LIMBS or any(len(v) > _MAX_SCALE_BITS for v in body["output_scale"]):
-                raise ValueError("too many limbs or digits")
-            numerator, denominator = (int(v, 16) for v in body["output_scale"])
-            spec = LatticeSpec(
-                program_id=str(body["program_id"]),
-                input_shape=tuple(_whole(v) for v in body["input_shape"]),  # type: ignore[arg-type]
-                scale_bits=_whole(body["scale_bits"]),
-                table=tuple(tuple(_whole(v) for v in row) for row in body["table"]),
-                labels=tuple(str(v) for v in list(body["labels"])),
-                ring=Ring(_whole(body["degree"]), tuple(_whole(q) for q in body["moduli"]), _whole(body["special"])),
-                input_bits=_whole(body["input_bits"]),
-                output_limbs=_whole(body["output_limbs"]),
-                output_scale=Fraction(numerator, denominator),
-                output_bound_bits=float(body["output_bound_bits"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise FormatError(f"client spec: field missing or of the wrong type ({error})") from None
+        return LatticeSpec.from_body(parsed(text))
+
+    @staticmethod
+    def from_body(body: Any) -> LatticeSpec:
+        """:meth:`from_json` of text that is parsed already."""
+        check_header(body, LATTICE_FORMAT, SPEC_VERSION, _FIELDS)
+        spec = LatticeSpec(
+            program_id=identity("program_id", body["program_id"]),
+            input_shape=shape("input_shape", body["input_shape"]),
+            scale_bits=whole("scale_bits", body["scale_bits"]),
+            table=tuple(wholes("table", row) for row in listed("table", body["table"])),
+            labels=names("labels", body["labels"]),
+            ring=Ring(
+                whole("degree", body["degree"]), wholes("moduli", body["moduli"]), whole("special", body["special"])
+            ),
+            input_bits=whole("input_bits", body["input_bits"]),
+            output_limbs=whole("output_limbs", body["output_limbs"]),
+            output_scale=_fraction("output_scale", body["output_scale"]),
+            output_bound_bits=real("output_bound_bits", body["output_bound_bits"]),
+        )
         spec._validate()
         return spec
 
     def _validate(self) -> None:
-        if not re.fullmatch("[0-9a-f]{64}", self.program_id):
-            raise FormatError("client spec: program_id is not 64 lower-case hex digits")
-        sizes = len(self.input_shape) == 3 and all(1 <= v <= _MAX_PIXELS for v in self.input_shape)
-        if not sizes or prod(self.input_shape) > _MAX_PIXELS:
-            raise FormatError(
-                f"client spec: input_shape {self.input_shape} is not (C, H, W) of at most {_MAX_PIXELS} pixels"
-            )
+        if prod(self.input_shape) > _MAX_PIXELS:
+            raise FormatError(f"client spec: input_shape {self.input_shape} has more than {_MAX_PIXELS} values")
         if len(self.table) != self.input_shape[0] or any(len(row) != 256 for row in self.table):
             raise FormatError("client spec: table must hold 256 integers per input channel")
         moduli = (*self.ring.moduli, self.ring.special)
+        if len(moduli) > _MAX_LIMBS + 1:
+            raise FormatError(f"client spec: moduli: {len(moduli) - 1}, at most {_MAX_LIMBS} are read")
         try:
             require_security(self.ring.degree, moduli)
         except ParameterError as error:
@@ -163,7 +153,8 @@ class LatticeSpec:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
-def _whole(value: object) -> int:
-    if type(value) is not int:  # not isinstance: True is no number
-        raise TypeError(f"{str(value)[:40]!r} is no whole number")
-    return value
+def _fraction(field: str, pair: object) -> Fraction:
+    digits = f"0x[1-9a-f][0-9a-f]{{0,{_MAX_SCALE_BITS}}}"
+    if len(texts := names(field, pair)) != 2 or any(not re.fullmatch(digits, text) for text in texts):
+        raise FormatError(f"client spec: {field} is not two hexadecimal numbers of at most {_MAX_SCALE_BITS} digits")
+    return Fraction(int(texts[0], 16), int(texts[1], 16))

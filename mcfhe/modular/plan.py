@@ -17,7 +17,7 @@ from functools import reduce
 
 from mcfhe.errors import DepthError, ParameterError
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Linear, Node, Poly, Shape
-from mcfhe.graph.order import Order
+from mcfhe.graph.order import MAX_ORDER_BITS, Order
 from mcfhe.graph.steps import (
     AddStep,
     ConcatStep,
@@ -30,8 +30,6 @@ from mcfhe.graph.steps import (
     Step,
 )
 from mcfhe.modular.constants import Constants, LayerConstants, LetterConstants
-
-MAX_ORDER_BITS = 1 << 18  # of a**t * 2**k: nearly nine thousand 30-bit limbs; stops a hostile file, not a network
 
 
 def input_orders(scale_bits: int) -> dict[str, Order]:
@@ -188,7 +186,7 @@ class _Rules:
         raise ParameterError(f"layer {node.name!r}: no rule for {type(node).__name__}")
 
     def _bounded(self, node: Node, order: Order) -> Order:
-        bits = order.t * self.amplification.bit_length() + order.k
+        bits = order.bits(self.amplification)
         if bits > MAX_ORDER_BITS:
             fix = "use fewer activations in a row, a lower degree, or client refresh (compile with for_refresh=True)"
             room = MAX_ORDER_BITS - order.t * self.amplification.bit_length()
