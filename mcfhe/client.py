@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import torch
 
+from mcfhe.arguments import require
 from mcfhe.container import TensorField
 from mcfhe.errors import FormatError, MismatchError, ParameterError
 from mcfhe.graph.order import Order
@@ -21,7 +22,7 @@ from mcfhe.modular.params import integer
 from mcfhe.spec import DEFAULT_PROFILE, ClientSpec, ProfileSpec
 from mcfhe.staged_spec import Levels, StagedSpec
 from mcfhe.wiping import wipe
-from mcfhe.wire import Request, Response, check_match
+from mcfhe.wire import Request, Response, check_kind, check_match
 
 _KIND = "client"
 _FIELDS = {
@@ -42,6 +43,15 @@ def _staged_client() -> Any:
     return StagedClient
 
 
+_SPEC_ADVICE = "give what program.client_spec() or ClientSpec.from_json() returns"
+
+
+def _refuse_basis(salt: object, moduli: object, why: str) -> None:
+    for name, value in (("salt", salt), ("moduli", moduli)):
+        if value is not None:
+            raise ParameterError(f"{name}: {why}")
+
+
 class Client:
     """A secret key together with the client spec of the program it is for.
 
@@ -53,6 +63,8 @@ class Client:
     """
 
     def __init__(self, spec: ClientSpec, secret_key: SecretKey) -> None:
+        require("spec", spec, ClientSpec, _SPEC_ADVICE)
+        require("secret_key", secret_key, SecretKey, "give one that SecretKey.load or SecretKey.generate returns")
         for name, prescribed, found in (
             ("amplification", spec.amplification, secret_key.amplification),
             ("scale", spec.scale, secret_key.scale),
@@ -95,11 +107,17 @@ class Client:
         that of a staged program, a :class:`mcfhe.StagedClient`.
         """
         if isinstance(spec, LatticeSpec):
+            for name, value in (("noise", noise), ("redundancy", redundancy), ("user_key", user_key)):
+                if value:  # a key that is not the one asked for must not look like it
+                    raise ParameterError(f"{name}: belongs to the modular scheme; a lattice key is drawn by SEAL")
+            _refuse_basis(salt, moduli, "the moduli of a lattice key are the program's")
             return _lattice_client().generate(spec)
         if isinstance(spec, StagedSpec):
+            _refuse_basis(salt, moduli, "the stages need keys that differ; generate each Client by itself")
             return _staged_client().generate(
                 spec, lanes=lanes, profile=profile, noise=noise, redundancy=redundancy, user_key=user_key
             )
+        require("spec", spec, ClientSpec, _SPEC_ADVICE)
         bounds = spec.profile(profile)
         if noise is None:
             noise = 0 if profile == "patent" else min(spec.amplification // 2, bounds.max_noise)
@@ -191,6 +209,7 @@ class Client:
         DecryptionError if it is damaged beyond what redundancy corrects: never a wrong score within the guard.
         """
         key = self.secret_key
+        check_kind("response", response, Response)
         check_match("response", "program_id", response.program_id, self.spec.program_id)
         check_match("response", "key_id", response.key_id, key.key_id)
         if request_id is not None:

@@ -13,12 +13,13 @@ from rich.console import Console
 from torch import nn
 
 from mcfhe.alternatives import WIDTHS, cheapest
+from mcfhe.arguments import whole
 from mcfhe.errors import ParameterError
 from mcfhe.graph.import_ import check_shape, import_module
 from mcfhe.graph.nodes import Graph
 from mcfhe.graph.passes import apply_passes, select_passes
 from mcfhe.graph.passes.sums_of_squares import NAME as SUMS_OF_SQUARES
-from mcfhe.graph.settings import Letter, Numbers, Settings, per_channel, per_score, whole
+from mcfhe.graph.settings import Letter, Numbers, Settings, per_channel, per_score
 from mcfhe.modular.constants import (
     MAX_LAYER_BITS,
     branch_bits,
@@ -119,6 +120,8 @@ def compile(
             )
         amplification_bits, modulus_bits, guard_bits = 0, 30, 0
         passes = (*select_passes("default" if passes is None else passes), SUMS_OF_SQUARES)
+    elif degree is not None:
+        raise ParameterError("degree: belongs to the lattice scheme; the modular one has no ring")
     if isinstance(scale_bits, str) and not search:
         raise ParameterError(f"scale_bits = {scale_bits!r}: give a whole number, or 'auto' with calibration images")
     if search == (calibration is None):

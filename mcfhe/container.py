@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from mcfhe.arguments import file_path
 from mcfhe.errors import FormatError, McfheError, SecretFieldError
 
 FORMAT = "mcfhe"
@@ -101,8 +102,10 @@ class Stored(ABC):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> Any:
-        """Read what :meth:`save` wrote, at most ``max_bytes``."""
-        return cls.from_bytes(read_file(path, max_bytes))
+        """Read what :meth:`save` wrote, at most ``max_bytes``; FormatError names the file."""
+        data = read_file(path, max_bytes)
+        with naming(path):
+            return cls.from_bytes(data)
 
 
 def pack(
@@ -311,6 +314,15 @@ def parse_choice(container: Container, name: str, choices: Iterable[str]) -> str
     return text
 
 
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """FormatErrors of the block begin with the file that it reads: a command is given several."""
+    try:
+        yield
+    except FormatError as error:
+        raise type(error)(f"{os.fspath(path)}: {error}") from None
+
+
 def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """Whole content of a regular file of at most ``max_bytes``; McfheError says why it could not be read."""
     with _regular_file(path, max_bytes) as (file, size):
@@ -336,10 +348,11 @@ def read_secret_file(path: str | os.PathLike[str], max_bytes: int) -> bytearray:
 @contextmanager
 def _regular_file(path: str | os.PathLike[str], max_bytes: int, buffering: int = -1) -> Iterator[tuple[Any, int]]:
     """An open file and its size."""
+    name = file_path(path)
     try:
         # Without O_NONBLOCK a named pipe would be waited for, for ever.
         with open(
-            path, "rb", buffering, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+            name, "rb", buffering, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
         ) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
@@ -356,7 +369,7 @@ def write_file(path: str | os.PathLike[str], data: bytes, *, secret: bool = Fals
 
     ``secret`` creates the file with mode 0600 from the start; otherwise the umask decides.
     """
-    target = Path(path)
+    target = Path(file_path(path))
     temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     created = False

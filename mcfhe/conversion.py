@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mcfhe.activations import PolyActivation
+from mcfhe.arguments import require, whole
 from mcfhe.conversion_sites import ACTIVATIONS, MAX_POOLS, Elementwise, separated
 from mcfhe.errors import ImageError, ParameterError
 from mcfhe.fitting import MAX_DEGREE, Fit, Histogram, InputRange, fit
+from mcfhe.graph.settings import per_channel as for_each_channel
 from mcfhe.scoring import normalise
 
 __all__ = ["Conversion", "ConversionReport", "Replacement", "convert", "network_input"]
@@ -114,9 +117,8 @@ def convert(
             a layer that is not there, an activation whose inputs are not finite or that runs more than once where
             ``torch.fx`` cannot take the calls apart, a pool that no average pool stands for; names the layer.
     """
-    if not isinstance(model, nn.Module):
-        raise ParameterError(f"model: {type(model).__name__} is not a torch.nn.Module")
-    if not 1 <= max_degree <= MAX_DEGREE:
+    require("model", model, nn.Module, "give a torch.nn.Module")
+    if not 1 <= whole("max_degree", max_degree) <= MAX_DEGREE:
         raise ParameterError(f"max_degree = {max_degree}: use 1..{MAX_DEGREE}")
     images = network_input(calibration, mean, std)
     model = copy.deepcopy(model).eval()
@@ -138,16 +140,16 @@ def convert(
 
 def network_input(images: Any, mean: float | Sequence[float], std: float | Sequence[float]) -> Tensor:
     """float32 ``[n, C, H, W]`` as the network takes it, of uint8 images or of floating ones that are normalised."""
-    tensor = images.detach().cpu() if isinstance(images, Tensor) else torch.as_tensor(np.asarray(images))
+    try:
+        tensor = images.detach().cpu() if isinstance(images, Tensor) else torch.as_tensor(np.asarray(images))
+    except (TypeError, ValueError):  # of objects, texts or rows of several lengths
+        raise ImageError(f"images: {type(images).__name__} that is no array of numbers; give [n, C, H, W]") from None
     if tensor.dim() != 4 or tensor.numel() == 0:
         raise ImageError(f"images: shape {list(tensor.shape)}; give at least one image, [n, C, H, W]")
     if tensor.dtype == torch.uint8:
-        values = [list(v) if isinstance(v, Sequence) else [v] for v in (mean, std)]
-        if any(len(v) not in (1, tensor.shape[1]) for v in values) or min(values[1]) <= 0:
-            raise ParameterError(
-                f"mean = {mean}, std = {std}: give one number, or one for each of {tensor.shape[1]} channels, "
-                "and positive deviations"
-            )
+        values = [for_each_channel(name, v, tensor.shape[1]) for name, v in (("mean", mean), ("std", std))]
+        if not all(math.isfinite(v) for row in values for v in row) or min(values[1]) <= 0:
+            raise ParameterError(f"mean = {mean}, std = {std}: give finite numbers, and positive deviations")
         return normalise(tensor, values[0], values[1])
     if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
         raise ImageError(f"images: {tensor.dtype}; give uint8 pixels, or finite floats that are normalised already")
@@ -159,10 +161,11 @@ def _find(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[tuple[st
 
 
 def _labels(model: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([scores.argmax(1) for scores in _run(model, images)])
+    return torch.cat([scores.argmax(1) for scores in run(model, images)])
 
 
-def _run(model: nn.Module, images: Tensor) -> list[Tensor]:
+def run(model: nn.Module, images: Tensor, what: str = "calibration") -> list[Tensor]:
+    """Scores of float32 ``[n, C, H, W]``, in batches; ParameterError that names ``what`` if the model refuses them."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     try:
         with torch.no_grad():
@@ -172,7 +175,7 @@ def _run(model: nn.Module, images: Tensor) -> list[Tensor]:
     except Exception as error:  # whatever the user's forward() raises
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ParameterError(
-            f"calibration: the model does not run on [batch, {str(list(images.shape[1:]))[1:-1]}]: {first}"
+            f"{what}: the model does not run on [batch, {str(list(images.shape[1:]))[1:-1]}]: {first}"
         ) from error
 
 
@@ -184,7 +187,7 @@ def _running_order(model: nn.Module, image: Tensor) -> list[str]:
         for name, module in _find(model, (*ACTIVATIONS, Elementwise))
     ]
     try:
-        _run(model, image)
+        run(model, image)
     finally:
         for hook in hooks:
             hook.remove()
@@ -236,7 +239,7 @@ def _replace_activation(
 def _observe(model: nn.Module, module: nn.Module, images: Tensor, observer: InputRange | Histogram) -> None:
     hook = module.register_forward_pre_hook(lambda _module, inputs: observer.see(inputs[0]))
     try:
-        _run(model, images)
+        run(model, images)
     finally:
         hook.remove()
 

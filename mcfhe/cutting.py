@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -12,12 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from mcfhe.arguments import require, whole
 from mcfhe.cut_search import CutSearch
 from mcfhe.errors import DepthError, ParameterError, UnsupportedLayerError
+from mcfhe.graph.compiled import Compiled
 from mcfhe.graph.floats import float_values
 from mcfhe.graph.nodes import Flatten, Graph, Input, Node, Poly
 from mcfhe.graph.report import cost_of
-from mcfhe.graph.settings import Settings, whole
+from mcfhe.graph.settings import Settings
 from mcfhe.modular.constants import scaled_constants
 from mcfhe.program import Program
 from mcfhe.spec import DEFAULT_PROFILE, PROFILES
@@ -71,6 +73,7 @@ def refresh(
             names the layer.
         UnsupportedLayerError: an activation that the lattice scheme does not run.
     """
+    require("program", program, Compiled, "give what mcfhe.compile returns")
     images = calibration.detach().cpu().numpy() if isinstance(calibration, torch.Tensor) else np.asarray(calibration)
     if images.dtype != np.uint8 or images.shape[1:] != program.input_shape or not len(images):
         raise ParameterError(
@@ -83,7 +86,7 @@ def refresh(
     cutter = _Cutter(program, images, maker)
     if isinstance(cuts, str) and cuts == "auto":
         return cutter.staged(cutter.best())
-    if isinstance(cuts, str) or not cuts:
+    if isinstance(cuts, str) or not isinstance(cuts, Iterable) or not cuts:
         raise ParameterError(f"cuts = {cuts!r}: give names of layers, or 'auto'")
     staged = cutter.staged(cutter.named(cuts))
     if max_limbs is not None and max(staged.limbs(profile)) > max_limbs:
@@ -170,9 +173,11 @@ class _Cutter:
     def named(self, names: Sequence[str]) -> tuple[int, ...]:
         """Positions of layers; ParameterError for one after which a cut is impossible."""
         known = {self.graph.nodes[i].name: i for i in self.places}
-        wrong = next((name for name in names if name not in known), None)
-        if wrong is not None:
-            raise ParameterError(f"cuts: no cut after layer {wrong!r}; possible after {', '.join(known) or 'none'}")
+        unknown = [name for name in names if name not in tuple(known)]
+        if unknown:
+            raise ParameterError(
+                f"cuts: no cut after layer {unknown[0]!r}; possible after {', '.join(known) or 'none'}"
+            )
         return tuple(sorted({known[name] for name in names}))
 
     def best(self) -> tuple[int, ...]:

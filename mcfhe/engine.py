@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mcfhe import ops
+from mcfhe.arguments import torch_device, whole
 from mcfhe.binding import RESIDUE_BYTES, Binding, bind
 from mcfhe.errors import ParameterError
 from mcfhe.graph.steps import (
@@ -80,9 +81,9 @@ class Engine:
     cuda_graphs: bool | None = None
 
     def __post_init__(self) -> None:
-        self.device = torch.device(self.device)
+        self.device = torch_device(self.device)
         self._check_device()
-        if self.tile_bytes is not None and self.tile_bytes < 1:
+        if self.tile_bytes is not None and whole("tile_bytes", self.tile_bytes) < 1:
             raise ParameterError(f"tile_bytes = {self.tile_bytes}: must be positive")
         self._fused = fuse(self.program)
         self._parts = schedule(self.program, self._fused)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcfhe.activations import PolyActivation
-from mcfhe.conversion import network_input
+from mcfhe.arguments import number, require, training_device, whole
+from mcfhe.conversion import network_input, run
 from mcfhe.errors import ParameterError
 
 __all__ = ["FineTuning", "FineTuningReport", "finetune"]
@@ -113,20 +113,19 @@ def finetune(
     Raises:
         ParameterError: an argument out of its range, labels that do not fit, or divergence.
     """
-    if epochs < 1 or batch_size < 1 or not 0 <= seed < 1 << 63:
-        raise ParameterError(f"epochs = {epochs}, batch_size = {batch_size}, seed = {seed}: use 1, 1 and 0, or more")
-    if (
-        not all(math.isfinite(v) for v in (lr, weight_decay, range_weight))
-        or lr <= 0
-        or min(weight_decay, range_weight) < 0
-    ):
-        raise ParameterError(
-            f"lr = {lr}, weight_decay = {weight_decay}, range_weight = {range_weight}: must be finite, lr positive and "
-            "the others not negative"
-        )
-    train_set = _pair("labels", images, labels, mean, std)
-    scored = train_set if validation is None else _pair("validation", *validation, mean, std)
-    model = copy.deepcopy(model).eval().to(device)
+    for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if not least <= whole(name, value) < 1 << 63:
+            raise ParameterError(f"{name} = {value}: use {least} or more")
+    lr = number("lr", lr, 0, above=True)
+    weight_decay, range_weight = number("weight_decay", weight_decay, 0), number("range_weight", range_weight, 0)
+    require("model", model, nn.Module, "give what mcfhe.convert returns, or any with mcfhe.PolyActivation")
+    if not any(p.is_floating_point() for p in model.parameters()):
+        raise ParameterError("model: has no parameters; there is nothing to train")
+    if validation is not None and (not isinstance(validation, Sequence) or len(validation) != 2):
+        raise ParameterError("validation: give a pair of images and labels")
+    model = copy.deepcopy(model).eval().to(training_device(device))
+    train_set = _pair("labels", model, images, labels, mean, std)
+    scored = train_set if validation is None else _pair("validation", model, *validation, mean, std)
     activations = [(n, m) for n, m in model.named_modules() if isinstance(m, PolyActivation)]
     ranges = _ranges(model, activations, train_set[0])
     before = _score(model, *scored, ranges)
@@ -144,14 +143,23 @@ def finetune(
 
 
 def _pair(
-    what: str, images: Any, labels: Any, mean: float | Sequence[float], std: float | Sequence[float]
+    what: str,
+    model: nn.Module,
+    images: Any,
+    labels: Any,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     x = network_input(images, mean, std)
-    y = torch.as_tensor(labels)
-    if y.is_floating_point() or y.dtype == torch.bool or y.shape != x.shape[:1] or int(y.min()) < 0:
-        raise ParameterError(
-            f"{what}: {y.dtype} {list(y.shape)} for {len(x)} images; give one whole number >= 0 for each"
-        )
+    try:
+        y = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise ParameterError(f"{what}: labels that are no numbers; give one whole number for each image") from None
+    if y.is_floating_point() or y.dtype == torch.bool or y.shape != x.shape[:1]:
+        raise ParameterError(f"{what}: {y.dtype} {list(y.shape)} for {len(x)} images; give one whole number for each")
+    classes = run(model, x[:1], "images")[0].shape[1]
+    if int(y.min()) < 0 or int(y.max()) >= classes:
+        raise ParameterError(f"{what}: {int(y.min())}..{int(y.max())}, the network has scores 0..{classes - 1}")
     return x, y.long()
 
 

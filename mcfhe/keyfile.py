@@ -20,11 +20,13 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from mcfhe.arguments import require
 from mcfhe.container import (
     FORMAT,
     VERSION,
     Container,
     TensorField,
+    naming,
     pack,
     parse_choice,
     read_header,
@@ -42,6 +44,7 @@ SCRYPT_N, SCRYPT_R, SCRYPT_P = 1 << 15, 8, 1
 
 def passphrase_bytes(passphrase: str | bytes | bytearray) -> bytes:
     """UTF-8 of the NFC form, so that the same passphrase typed on two systems is the same key."""
+    require("passphrase", passphrase, (str, bytes, bytearray), "give text, bytes, or None for no protection")
     raw = unicodedata.normalize("NFC", passphrase).encode() if isinstance(passphrase, str) else bytes(passphrase)
     if not raw:
         raise ParameterError("passphrase: empty; give one or more characters, or None for no protection")
@@ -98,7 +101,8 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     """Kind of the secret container in a file; FormatError if it is no container."""
     data = read_secret_file(path, MAX_KEY_FILE)
     try:
-        return read_header(data).metadata.get("kind", "")
+        with naming(path):
+            return read_header(data).metadata.get("kind", "")
     finally:
         wipe(data)
 
@@ -118,17 +122,18 @@ def opened_secret(
     data = read_secret_file(path, MAX_KEY_FILE)
     try:
         names = (*metadata, "protection")
-        if read_header(data).metadata.get("protection") == _SEALED:
-            inner = _unsealed(data, path, kind, passphrase)
-            wipe(data)
-            data = inner
+        with naming(path):
+            sealed = read_header(data).metadata.get("protection") == _SEALED
+            if sealed:
+                inner = _unsealed(data, path, kind, passphrase)
+                wipe(data)
+                data = inner
             content = unpack(data, kind, fields, names, allow_secret=True)
-        else:
-            content = unpack(data, kind, fields, names, allow_secret=True)
-            parse_choice(content, "protection", ("none",))
-            if passphrase is not None:
-                # Otherwise whoever swaps the file for one of their own would not even need the passphrase.
-                raise ParameterError(f"{path}: not protected by a passphrase; load it with passphrase=None")
+            if not sealed:
+                parse_choice(content, "protection", ("none",))
+        if not sealed and passphrase is not None:
+            # Otherwise whoever swaps the file for one of their own would not even need the passphrase.
+            raise ParameterError(f"{path}: not protected by a passphrase; load it with passphrase=None")
         yield content
     finally:
         wipe(data)
@@ -150,7 +155,7 @@ def _unsealed(data: bytearray, path: str | os.PathLike[str], kind: str, passphra
         else:
             inner[:] = cipher.decrypt(*arguments)
     except InvalidTag:
-        raise FormatError(f"{path}: wrong passphrase, or the file was altered") from None
+        raise FormatError("wrong passphrase, or the file was altered") from None
     finally:
         wipe(key)
     return inner

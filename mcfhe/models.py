@@ -69,7 +69,7 @@ def _check_arguments(
             raise ParameterError(f"{name}: {value!r}; use an integer in {low}..{high}{multiple}")
     if type(batch_norm) is not bool:
         raise ParameterError(f"batch_norm: {batch_norm!r}; use True or False")
-    if activation not in ACTIVATIONS:
+    if activation not in tuple(ACTIVATIONS):
         raise ParameterError(f"activation: {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[activation]
 

@@ -10,14 +10,16 @@ import numpy as np
 from torch import Tensor
 
 from mcfhe import container
+from mcfhe.arguments import whole
 from mcfhe.errors import FormatError, ImageError, ParameterError
 from mcfhe.graph.certificate import Certificate, certify
+from mcfhe.graph.compiled import check_ends
 from mcfhe.graph.integers import evaluate_integers
 from mcfhe.graph.intervals import Intervals
 from mcfhe.graph.nodes import Graph
 from mcfhe.graph.plain import PlainScores, evaluate_plain
 from mcfhe.graph.report import summarise
-from mcfhe.graph.settings import Settings, whole
+from mcfhe.graph.settings import Settings
 from mcfhe.graph.steps import IntegerProgram
 from mcfhe.graph.storage import KIND, STAGED_KIND, Scales, StoredProgram, decode_graph, encode_graph, identity
 from mcfhe.modular.constants import rounding_notes
@@ -43,14 +45,12 @@ def load_program(path: str | os.PathLike[str]) -> Any:
     FormatError for anything else; nothing in the file is executed.
     """
     data = container.read_file(path, _MAX_FILE)
-    try:
+    with container.naming(path):
         if container.read_header(data, _MAX_HEADER).metadata.get("kind") == STAGED_KIND:
             from mcfhe.staged import StagedProgram
 
             return StagedProgram.from_bytes(data)
         return Program.from_bytes(data)
-    except FormatError as error:
-        raise type(error)(f"{os.fspath(path)}: {error}") from None
 
 
 class Program(StoredProgram):
@@ -67,11 +67,7 @@ class Program(StoredProgram):
 
     def __init__(self, graph: Graph, settings: Settings) -> None:
         """ParameterError if weights or orders do not fit the scale, or the graph's ends the settings."""
-        if graph.output_shape != (len(settings.labels),) or graph.input_shape[0] != len(settings.mean):
-            raise ParameterError(
-                f"program: output {graph.output_shape} for {len(settings.labels)} labels, "
-                f"{graph.input_shape[0]} channels for {len(settings.mean)} means"
-            )
+        check_ends(graph, settings)
         if extra := (settings.layer_bits or {}).keys() - {node.name for node in graph.nodes}:
             raise ParameterError(f"weight_bits: no layer {min(extra)!r}")
         self.graph = quantise(graph, settings.scale_bits, settings.layer_bits)
@@ -84,35 +80,24 @@ class Program(StoredProgram):
         self._client_spec = self._make_client_spec()  # now, so that no program exists whose plan cannot be made
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return self.graph.input_shape
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Name of each score."""
-        return self.settings.labels
-
-    @property
     def key_bytes(self) -> int:
         """Of an evaluation key with as many limbs as any may have, packed."""
         return 4 * MAX_LIMBS
 
     def integer_program(self, profile: str) -> IntegerProgram:
         """The steps with the orders and constants of one profile."""
+        if profile not in PROFILES:
+            raise ParameterError(f"profile {profile!r}: choose one of {', '.join(PROFILES)}")
         if profile not in self._integer_programs:
-            order = input_orders(self.settings.scale_bits).get(profile)
-            if order is None:
-                raise ParameterError(f"profile {profile!r}: choose one of {', '.join(PROFILES)}")
-            settings = self.settings
+            settings, order = self.settings, input_orders(self.settings.scale_bits)[profile]
             program = lower(self.graph, settings.scale_bits, settings.amplification, order, settings.layer_bits)
             self._integer_programs[profile] = program
         return self._integer_programs[profile]
 
     def certificate(self, profile: str) -> Certificate:
         """Bounds proved for every image and all noise of one profile, and what the moduli must hold."""
+        program = self.integer_program(profile)  # refuses an unknown one
         if profile not in self._certificates:
-            program = self.integer_program(profile)
             pairs = input_intervals(profile, self.table, self.settings.scale_bits, self.settings.amplification)
             self._certificates[profile] = certify(
                 program, Intervals.of(pairs), self.settings.guard_bits, self.settings.bounds

@@ -17,11 +17,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from mcfhe.arguments import file_path, number, require, whole
 from mcfhe.errors import FormatError, McfheError, MismatchError, ParameterError, ServiceError
 from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
+from mcfhe.lattice.wire import LatticeRequest
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.spec import ClientSpec
-from mcfhe.wire import Request, Response, check_match
+from mcfhe.wire import Request, Response, check_kind, check_match
 
 if TYPE_CHECKING:
     import httpx
@@ -68,6 +70,8 @@ class RemoteServer:
             import httpx
         except ModuleNotFoundError:
             raise McfheError("RemoteServer needs httpx: pip install 'mcfhe[serve]'") from None
+        require("url", url, str, "give http://HOST:PORT or https://HOST:PORT")
+        require("token", token, (str, type(None)), "give a text, or None for no token")
         try:
             parts = urlsplit(url)
             extra = parts.query or parts.fragment or parts.port == 0  # port: ValueError where it is out of range
@@ -83,12 +87,14 @@ class RemoteServer:
             )
         if token is not None and not re.fullmatch(r"[!-~]+", token):
             raise ParameterError("token: printable ASCII characters without spaces expected")
-        if not timeout_s > 0 or retries < 0 or not retry_wait_s >= 0:
-            raise ParameterError("timeout_s must be positive, retries and retry_wait_s not negative")
+        number("timeout_s", timeout_s, 0, above=True)
+        number("retry_wait_s", retry_wait_s, 0)
+        if whole("retries", retries) < 0:
+            raise ParameterError(f"retries = {retries}: use 0 or more")
         verify: ssl.SSLContext | bool = True
         if ca_file is not None:
             try:
-                verify = ssl.create_default_context(cafile=str(ca_file))
+                verify = ssl.create_default_context(cafile=file_path(ca_file, "ca_file"))
             except OSError as error:
                 raise McfheError(f"{ca_file}: cannot be read as PEM certificates ({error.strerror})") from None
         self.url = url.rstrip("/")
@@ -130,7 +136,7 @@ class RemoteServer:
 
     def client_spec(self, program_id: str) -> ClientSpec:
         """The client spec of one program, by its 64 hex digits."""
-        if not re.fullmatch(r"[0-9a-f]{64}", program_id):
+        if not isinstance(program_id, str) or not re.fullmatch(r"[0-9a-f]{64}", program_id):
             raise ParameterError("program_id: 64 lower-case hex digits expected")
         data = self._send("GET", f"/v1/programs/{program_id}/spec")
         try:
@@ -142,6 +148,7 @@ class RemoteServer:
 
     def register(self, key: EvaluationKey | LatticeEvaluationKey) -> None:
         """Upload an evaluation key, once a session; :meth:`evaluate` does so by itself."""
+        require("key", key, (EvaluationKey, LatticeEvaluationKey), "give client.evaluation_key")
         self._send("POST", "/v1/keys", key.to_bytes())
         self._registered.add(key.key_id)
 
@@ -151,6 +158,7 @@ class RemoteServer:
         ``progress`` is called with the finished share, 0..1; the upload is the first half. ServiceError for a refusal
         or when every retry failed, FormatError or MismatchError for an answer that is not the response.
         """
+        check_kind("request", request, Request, LatticeRequest)
         if request.key_id not in self._registered:
             self.register(request.evaluation_key)
         path, body = f"/v1/programs/{request.program_id}/evaluate", request.to_bytes(embed_key=False)

@@ -27,6 +27,7 @@ from functools import cached_property
 
 import numpy as np
 
+from mcfhe.arguments import number
 from mcfhe.errors import ParameterError
 from mcfhe.graph.floats import evaluate_floats
 from mcfhe.graph.nodes import Graph
@@ -124,8 +125,8 @@ class Calibration:
                 f"calibration: {images.dtype} of shape {images.shape}; give at least one image, uint8 "
                 f"[batch, {str(graph.input_shape)[1:-1]}]"
             )
-        if not 0 <= tolerance < 1:
-            raise ParameterError(f"tolerance = {tolerance} is not in 0..1")
+        if not number("tolerance", tolerance) < 1 or tolerance < 0:
+            raise ParameterError(f"tolerance = {tolerance} is not in 0..1, below 1")
         mean, std = (np.array(v)[:, None, None] for v in (settings.mean, settings.std))
         batches = range(0, len(images), _BATCH)
         floats = np.concatenate([evaluate_floats(graph, (images[i : i + _BATCH] / 255 - mean) / std) for i in batches])
@@ -135,6 +136,10 @@ class Calibration:
             return Calibration(images, predicted, allowed, "labels other than the float model's", floats)
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
             raise ParameterError(f"calibration_labels: shape {labels.shape}; give one whole number for each image")
+        if labels.min() < 0 or labels.max() >= floats.shape[1]:
+            raise ParameterError(
+                f"calibration_labels: {labels.min()}..{labels.max()}, the network has scores 0..{floats.shape[1] - 1}"
+            )
         wrong = int((predicted != labels).sum())
         return Calibration(images, labels, wrong + allowed, f"wrong labels, {wrong} by the float model", floats)
 

@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from mcfhe import ops
+from mcfhe.arguments import require, torch_device
 from mcfhe.binding import Binding
 from mcfhe.engine import Engine
 from mcfhe.errors import CapacityError, MismatchError, ParameterError
@@ -72,7 +73,7 @@ def check_request(program: Program, request: Request) -> None:
     not prescribe, CapacityError for moduli whose product the proved output bound does not fit.
     """
     if not isinstance(request, Request):
-        raise MismatchError("request: of another scheme, this program is of the modular scheme")
+        raise MismatchError(f"request: {type(request).__name__} given, this program is of the modular scheme")
     spec, key = program.client_spec(), request.evaluation_key
     if request.program_id != program.program_id:
         raise MismatchError(
@@ -119,8 +120,9 @@ class Server:
         return super().__new__(cls)
 
     def __init__(self, program: Program, device: str | torch.device = "cpu", tile_bytes: int | None = None) -> None:
+        require("program", program, Program, "give what mcfhe.compile or mcfhe.load_program returns")
         self.program = program
-        self.device = torch.device(device)
+        self.device = torch_device(device)
         self._engines = {
             profile: Engine(program.integer_program(profile), self.device, tile_bytes)
             for profile in program.client_spec().profiles

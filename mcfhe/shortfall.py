@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from mcfhe.arguments import require
 from mcfhe.errors import ParameterError
 from mcfhe.graph.certificate import LayerBound
 from mcfhe.graph.order import Order
@@ -74,7 +75,9 @@ def explain(program: Program, key: EvaluationKey | Moduli, profile: str = DEFAUL
         key: an evaluation key or its moduli, without redundant ones.
         profile: patent or hardened.
     """
-    moduli = key.moduli if isinstance(key, EvaluationKey) else key
+    require("program", program, Program, "give a program of the modular scheme that is not cut, or one stage of it")
+    require("key", key, (EvaluationKey, Sequence), "give an evaluation key or its moduli")
+    moduli = key.moduli if isinstance(key, EvaluationKey) else Moduli(key)
     product = math.prod(moduli)
     certificate = program.certificate(profile)
     fits = product > certificate.required_product

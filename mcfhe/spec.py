@@ -88,10 +88,9 @@ class ClientSpec:
         return 1 << self.scale_bits
 
     def profile(self, name: str) -> ProfileSpec:
-        try:
-            return self.profiles[name]
-        except KeyError:
-            raise ParameterError(f"profile {name!r}: choose one of {', '.join(sorted(self.profiles))}") from None
+        if name not in tuple(self.profiles):  # which a name that has no hash may be looked up in
+            raise ParameterError(f"profile {name!r}: choose one of {', '.join(sorted(self.profiles))}")
+        return self.profiles[name]
 
     def to_json(self) -> str:
         """Canonical JSON: big integers as decimal strings, keys sorted."""

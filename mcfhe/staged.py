@@ -28,12 +28,15 @@ import numpy as np
 import torch
 
 from mcfhe import container
+from mcfhe.arguments import require
 from mcfhe.errors import FormatError, MismatchError, ParameterError
 from mcfhe.graph.storage import STAGED_KIND
+from mcfhe.lattice.wire import LatticeRequest
 from mcfhe.program import Program, load_program
 from mcfhe.server import Server
 from mcfhe.spec import DEFAULT_PROFILE
 from mcfhe.staged_spec import MAX_STAGES, Levels, StagedSpec, check_chain, staged_id
+from mcfhe.wire import Request, check_kind
 
 __all__ = ["CutPrecision", "Levels", "StagedProgram", "StagedServer", "StagedSpec"]
 
@@ -72,7 +75,8 @@ class StagedProgram:
     def __post_init__(self) -> None:
         """ParameterError for stages that do not follow each other, or another number of cuts than between them."""
         check_chain(self.stages)
-        if len(self.cuts) != len(self.stages) - 1 or any(not name or not name.isprintable() for name in self.cuts):
+        named = all(isinstance(name, str) and name and name.isprintable() for name in self.cuts)
+        if len(self.cuts) != len(self.stages) - 1 or not named:
             raise ParameterError(f"cuts: {len(self.stages) - 1} names of layers are needed")
 
     @property
@@ -116,6 +120,7 @@ class StagedProgram:
         MismatchError if what was encrypted for a stage is not what the levels of the stage before it give.
         ParameterError for lattice stages, which have no exact oracle: compare with :meth:`evaluate_plain`.
         """
+        require("integers", integers, Sequence, "give those of each stage, as encrypt and refresh return them")
         if len(integers) != len(self.stages):
             raise ParameterError(f"integers: of {len(integers)} stages, the program has {len(self.stages)}")
         scores: list[list[int]] = []
@@ -253,6 +258,7 @@ class StagedServer:
     """A :class:`mcfhe.Server` for every stage; a request goes to the stage that it names."""
 
     def __init__(self, program: StagedProgram, device: str | torch.device = "cpu") -> None:
+        require("program", program, StagedProgram, "give what mcfhe.refresh or mcfhe.load_program returns")
         self.program = program
         self._servers = {stage.program_id: Server(stage, device) for stage in program.stages}
 
@@ -268,6 +274,7 @@ class StagedServer:
         """Nothing to give back."""
 
     def _server(self, request: Any) -> Any:
+        check_kind("request", request, Request, LatticeRequest)
         server = self._servers.get(request.program_id)
         if server is None:
             raise MismatchError(f"request is for program {request.program_id[:12]}, which is no stage of this one")

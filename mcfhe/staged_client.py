@@ -9,14 +9,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from mcfhe.arguments import require
 from mcfhe.client import Client
 from mcfhe.container import TensorField
 from mcfhe.errors import FormatError, ImageError, MismatchError, ParameterError
 from mcfhe.keyfile import opened_secret, save_secret
 from mcfhe.lattice.spec import LatticeSpec
+from mcfhe.lattice.wire import LatticeResponse
 from mcfhe.spec import ClientSpec
 from mcfhe.staged_spec import StagedSpec
-from mcfhe.wire import check_match
+from mcfhe.wire import Response, check_kind, check_match
 
 __all__ = ["StagedClient"]
 
@@ -42,7 +44,9 @@ class StagedClient:
     """
 
     def __init__(self, spec: StagedSpec, clients: Sequence[Any]) -> None:
-        if [client.spec for client in clients] != list(spec.stages):
+        require("spec", spec, StagedSpec, "give that of a staged program")
+        require("clients", clients, Sequence, "give a list of clients")
+        if [getattr(client, "spec", None) for client in clients] != list(spec.stages):
             raise ParameterError("clients: one for the client spec of each stage is needed, in their order")
         self.spec = spec
         self.clients = tuple(clients)
@@ -54,6 +58,7 @@ class StagedClient:
             raise ParameterError(
                 "user_key: the stages need keys that differ; generate each Client with a salt of its own"
             )
+        require("spec", spec, StagedSpec, "give that of a staged program")
         clients: list[Any] = []
         for stage in spec.stages:
             shared = _of_ring(stage, clients)
@@ -109,6 +114,8 @@ class StagedClient:
 
         ``progress`` is called with the finished share, 0..1.
         """
+        if not callable(getattr(server, "evaluate", None)):
+            raise ParameterError(f"server: {type(server).__name__} given; give a StagedServer or a RemoteServer")
         stages, request = len(self.clients), self.encrypt(images)
         for index in range(stages):
 
@@ -130,6 +137,7 @@ class StagedClient:
         return self.clients[index].encrypt(pixels, True)
 
     def _stage(self, response: Any) -> int:
+        check_kind("response", response, Response, LatticeResponse)
         ids = [client.spec.program_id for client in self.clients]
         if response.program_id not in ids:
             raise MismatchError(f"response: of program {response.program_id[:12]}, which is no stage of this client's")

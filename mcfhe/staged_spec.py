@@ -116,6 +116,8 @@ def staged_id(stages: Iterable[Any]) -> str:
 def check_chain(stages: Sequence[Any]) -> None:
     """ParameterError unless ``stages`` (programs or client specs) follow each other: 2 or more, of one scheme, all
     different, each with as many inputs as the one before it has scores."""
+    if not isinstance(stages, Sequence) or any(not hasattr(stage, "program_id") for stage in stages):
+        raise ParameterError("stages: give programs that follow each other, or their client specs")
     if not 2 <= len(stages) <= MAX_STAGES:
         raise ParameterError(f"stages: {len(stages)}, 2..{MAX_STAGES} expected")
     if len({stage.scheme for stage in stages}) != 1:

@@ -17,6 +17,7 @@ from math import prod
 import numpy as np
 import torch
 
+from mcfhe.arguments import torch_device
 from mcfhe.engine import Engine
 from mcfhe.graph.order import Order
 from mcfhe.graph.steps import (
@@ -82,7 +83,7 @@ def work_of(step: Step) -> Iterable[Work]:
 
 def seconds_of(program: IntegerProgram, limbs: int, stream: int, device: torch.device | str = "cpu") -> float:
     """Predicted seconds of ``Engine.run`` for residues of ``limbs`` limbs and ``stream`` streams."""
-    engine = Engine(program, torch.device(device))
+    engine = Engine(program, torch_device(device))
     if engine.device.type == "cpu":
         tile_limbs, streams = engine.tile(limbs, stream)
     else:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mcfhe import datasets, models
 from mcfhe.activations import PolyActivation
+from mcfhe.arguments import number, training_device, whole
 from mcfhe.augment import AUGMENTATIONS
 from mcfhe.cards import ModelCard
 from mcfhe.datasets import Dataset
@@ -122,20 +123,10 @@ def train(
         ParameterError: an argument outside its range, images the architecture does not take, or divergence.
         FormatError, ImageError: from the data set's files.
     """
-    if epochs < 1 or batch_size < 2:
-        raise ParameterError(f"epochs: {epochs}, batch_size: {batch_size}; use 1 and 2, or more")
-    if not 0 <= seed < 1 << 63:
-        raise ParameterError(f"seed: {seed}; use 0..2**63 - 1")
-    if not (math.isfinite(lr) and lr > 0 and math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ParameterError(f"lr: {lr}, weight_decay: {weight_decay}; use finite lr > 0 and weight_decay >= 0")
-    if augment not in AUGMENTATIONS:
+    _check_numbers(epochs, batch_size, seed, lr, weight_decay, grid_bits, label_smoothing, range_penalty)
+    if augment not in tuple(AUGMENTATIONS):
         raise ParameterError(f"augment: {augment!r}; choose one of {', '.join(AUGMENTATIONS)}")
-    if not 0 <= grid_bits <= 20:
-        raise ParameterError(f"grid_bits: {grid_bits}; use 1..20, or 0 for no grid")
-    if not 0 <= label_smoothing < 1:
-        raise ParameterError(f"label_smoothing: {label_smoothing}; use 0 or more, below 1")
-    if not (math.isfinite(range_penalty) and range_penalty >= 0):
-        raise ParameterError(f"range_penalty: {range_penalty}; use 0 or more")
+    training_device(device)
     if precision not in PRECISIONS:
         raise ParameterError(f"precision: {precision!r}; choose one of {', '.join(PRECISIONS)}")
     train_set, test_set = _splits(dataset, data, limit)
@@ -196,11 +187,11 @@ def train(
     )
     history = []
     with _progress(epochs, progress) as advance:
-        for number in range(1, epochs + 1):
+        for epoch in range(1, epochs + 1):
             started = time.perf_counter()
             loss = loop.run_epoch()
             checked = None if held_out is None else accuracy(model, held_out, mean, std, torch.float32)
-            history.append(Epoch(number, loss, checked, time.perf_counter() - started))
+            history.append(Epoch(epoch, loss, checked, time.perf_counter() - started))
             advance(history[-1])
             if on_epoch is not None:
                 on_epoch(history[-1])
@@ -212,6 +203,31 @@ def train(
     card = replace(card, test_accuracy=test_accuracy)
     trained.mcfhe_metadata = card  # type: ignore[assignment]
     return TrainResult(trained, card, test_accuracy, tuple(history))
+
+
+def _check_numbers(
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    lr: float,
+    weight_decay: float,
+    grid_bits: int,
+    label_smoothing: float,
+    range_penalty: float,
+) -> None:
+    for name, value, low, high in (
+        ("epochs", epochs, 1, 1 << 31),
+        ("batch_size", batch_size, 2, 1 << 31),
+        ("seed", seed, 0, (1 << 63) - 1),
+        ("grid_bits", grid_bits, 0, 20),
+    ):
+        if not low <= whole(name, value) <= high:
+            raise ParameterError(f"{name}: {value}; use {low}..{high}")
+    number("lr", lr, 0, above=True)
+    number("weight_decay", weight_decay, 0)
+    number("range_penalty", range_penalty, 0)
+    if number("label_smoothing", label_smoothing, 0) >= 1:
+        raise ParameterError(f"label_smoothing: {label_smoothing}; use 0 or more, below 1")
 
 
 def _continued(card: ModelCard, before: ModelCard) -> ModelCard:

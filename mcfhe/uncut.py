@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mcfhe.graph.compiled import Compiled
 from mcfhe.graph.nodes import Graph
 from mcfhe.graph.settings import Settings
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Uncut:
+class Uncut(Compiled):
     """What ``compile(for_refresh=True)`` gives: layers and scales, no plan or certificate of the whole.
 
     Attributes:
@@ -23,13 +24,3 @@ class Uncut:
     settings: Settings
     scheme: str
     precision_bits: int
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return self.graph.input_shape
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Name of each score."""
-        return self.settings.labels

@@ -75,6 +75,7 @@ class Request(Stored):
     def __post_init__(self) -> None:
         _check_common("request", self.program_id, self.request_id, self.lanes, self.profile)
         _check_tensor("request", "ciphertext", self.ciphertext, 5)
+        check_kind("evaluation key", self.evaluation_key, EvaluationKey)
         limbs, streams = self.ciphertext.shape[0], self.ciphertext.shape[-1]
         if limbs != len(self.evaluation_key.moduli):
             raise FormatError(f"request: ciphertext has {limbs} limbs, the key {len(self.evaluation_key.moduli)}")
@@ -273,11 +274,18 @@ def _lattice(data: bytes) -> Any:
     return wire
 
 
+def check_kind(what: str, message: object, *kinds: type) -> None:
+    """MismatchError unless ``message`` is of one of the kinds: of the right scheme, and a request or a response."""
+    if not isinstance(message, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise MismatchError(f"{what}: {type(message).__name__} given, {expected} expected")
+
+
 def check_match(what: str, name: str, found: str, expected: str) -> None:
     """MismatchError naming both ids, shortened, unless they are equal."""
     if found != expected:
         raise MismatchError(
-            f"{what}: {name} is {found[:12]}, {expected[:12]} expected; it belongs to another {name[:-3]}"
+            f"{what}: {name} is {str(found)[:12]}, {str(expected)[:12]} expected; it belongs to another {name[:-3]}"
         )
 
 

@@ -208,7 +208,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (plain, {"calibration": images(0)}, "at least one image"),
     (plain, {"calibration": images().int()}, "give uint8 pixels, or finite floats"),
     (plain, {"calibration": images().to(torch.uint8), "std": 0}, "std = 0"),
-    (lambda: "lenet", {}, "not a torch.nn.Module"),
+    (lambda: "lenet", {}, "give a torch.nn.Module"),
 ]
 
 

@@ -274,7 +274,7 @@ def test_the_range_penalty_keeps_inputs_in_range() -> None:
     assert "range-penalty" not in free.card.command
     assert largest(held) < largest(free)
     assert held.test_accuracy >= 0.95
-    with pytest.raises(ParameterError, match="range_penalty: -1"):
+    with pytest.raises(ParameterError, match="range_penalty = -1"):
         quick(range_penalty=-1.0)
 
 
@@ -308,8 +308,8 @@ def test_bad_arguments() -> None:
         ({"epochs": 0}, "epochs: 0"),
         ({"batch_size": 1}, "batch_size: 1"),
         ({"seed": -1}, "seed: -1"),
-        ({"lr": math.nan}, "lr: nan"),
-        ({"weight_decay": -1.0}, "weight_decay: -1"),
+        ({"lr": math.nan}, "lr = nan"),
+        ({"weight_decay": -1.0}, "weight_decay = -1"),
         ({"augment": "cutout"}, "augment: 'cutout'; choose one of none, shift, shift-flip"),
         ({"grid_bits": -1}, "grid_bits: -1"),
         ({"arch": "vgg"}, "arch: 'vgg'"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mcfhe import container
+from mcfhe.arguments import file_path, whole
 from mcfhe.datasets.base import MAX_SIDE, SPLITS, Dataset
 from mcfhe.datasets.folder import TAR_SUFFIXES, load_folder, load_tar
 from mcfhe.datasets.idx import is_idx_folder, load_idx
@@ -53,10 +54,10 @@ def load(
     """
     if split not in SPLITS:
         raise ParameterError(f"split: {split!r}; choose one of {', '.join(SPLITS)}")
-    if limit is not None and limit < 1:
+    if limit is not None and whole("limit", limit) < 1:
         raise ParameterError(f"limit: {limit}; use 1 or more, or None for all")
-    name = os.fspath(name_or_path)
-    folder = None if root is None else Path(root)
+    name = file_path(name_or_path)
+    folder = None if root is None else Path(file_path(root))
     if name == SAMPLE:
         return _load_sample(split, limit)
     if name in KNOWN:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mcfhe.arguments import file_path
 from mcfhe.datasets.base import MAX_SIDE
 from mcfhe.errors import ImageError, ParameterError
 
@@ -25,7 +26,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     Raises:
         ImageError: missing, too large, damaged or of another kind, with the file and the reason.
     """
-    path = Path(path)
+    path = Path(file_path(path))
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)

@@ -81,6 +81,8 @@ def _check_model(model: nn.Module) -> None:
         what = f"its layer {training!r}" if training else "it"
         raise ParameterError(f"model: {what} is in train mode; call model.eval() first")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ParameterError(f"parameter {name!r}: is on the meta device, without values; load them first")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ParameterError(f"parameter {name!r}: holds NaN or infinity; train again or repair the checkpoint")
 

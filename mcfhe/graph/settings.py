@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -173,9 +172,11 @@ def _letter(value: Any) -> Letter | None:
 def per_channel(name: str, values: Numbers, channels: int) -> tuple[float, ...]:
     """One float a channel, from one number or one a channel; ParameterError otherwise."""
     try:
+        if np.asarray(values).dtype.kind not in "iuf":  # a text is no number, nor is True
+            raise TypeError
         array = np.asarray(values, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError):
-        raise ParameterError(f"{name} = {values!r} must be a number, or one per channel") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ParameterError(f"{name} = {values!r} must be a finite number, or one per channel") from None
     if array.size not in (1, channels):
         raise ParameterError(f"{name}: {array.size} values for {channels} channels; give one, or one per channel")
     return tuple(float(v) for v in np.broadcast_to(array, (channels,)))
@@ -186,13 +187,3 @@ def per_score(labels: Sequence[str]) -> tuple[str, ...]:
     if isinstance(labels, str) or not isinstance(labels, Sequence):
         raise ParameterError(f"labels = {labels!r}: give a list of texts, one for each score")
     return tuple(labels)
-
-
-def whole(name: str, value: Any) -> int:
-    """``value`` as int; ParameterError for bools, floats and everything else that is not a whole number."""
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise ParameterError(f"{name} = {value!r} is not a whole number") from None

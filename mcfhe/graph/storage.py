@@ -19,6 +19,7 @@ import numpy as np
 
 from mcfhe import container
 from mcfhe.errors import FormatError, ParameterError
+from mcfhe.graph.compiled import Compiled
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Input, Linear, Node, Poly
 
 #: One scale for all layers, or one for every layer that pays one.
@@ -60,8 +61,8 @@ _LAYOUTS = {
 }
 
 
-class StoredProgram:
-    """What programs of all schemes have as files. Equal when their ids are.
+class StoredProgram(Compiled):
+    """A compiled network as a file, of any scheme. Equal when their ids are.
 
     Attributes:
         program_id: :func:`identity` of the content.

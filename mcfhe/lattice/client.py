@@ -26,7 +26,7 @@ from mcfhe.lattice.spec import LatticeSpec
 from mcfhe.lattice.wire import SEED_BYTES, LatticeRequest, LatticeResponse
 from mcfhe.staged_spec import Levels
 from mcfhe.wiping import wipe
-from mcfhe.wire import check_match
+from mcfhe.wire import check_kind, check_match
 
 _KIND = "lattice-client"
 KEY_PARTS = {
@@ -125,6 +125,7 @@ class LatticeClient:
         residues that are not canonical; DecryptionError for a score beyond the proved bound, which no image has.
         """
         spec = self.spec
+        check_kind("response", response, LatticeResponse)
         check_match("response", "program_id", response.program_id, spec.program_id)
         check_match("response", "key_id", response.key_id, self.evaluation_key.key_id)
         if request_id is not None:

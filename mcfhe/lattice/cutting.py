@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
+from mcfhe.arguments import whole
 from mcfhe.errors import ParameterError
 from mcfhe.graph.nodes import Graph
-from mcfhe.graph.settings import Settings, whole
+from mcfhe.graph.settings import Settings
 from mcfhe.lattice.plan import DEGREES, Limits
 from mcfhe.lattice.program import LatticeProgram
 from mcfhe.lattice.search import MAX_LIMBS

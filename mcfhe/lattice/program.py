@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mcfhe.errors import DepthError, FormatError, ParameterError
 from mcfhe.graph.certificate import Certificate, certify
+from mcfhe.graph.compiled import check_ends
 from mcfhe.graph.integers import evaluate_integers
 from mcfhe.graph.intervals import Intervals
 from mcfhe.graph.nodes import Graph, Poly
@@ -53,11 +54,7 @@ class LatticeProgram(StoredProgram):
         """ParameterError if the plan does not hold for this graph: too few bits, or outside the 128-bit table."""
         if settings.layer_bits is None or settings.amplification != 1:
             raise ParameterError("lattice program: every layer has a scale of its own, and there is no amplification")
-        if graph.output_shape != (len(settings.labels),) or graph.input_shape[0] != len(settings.mean):
-            raise ParameterError(
-                f"program: output {graph.output_shape} for {len(settings.labels)} labels, "
-                f"{graph.input_shape[0]} channels for {len(settings.mean)} means"
-            )
+        check_ends(graph, settings)
         self.settings = settings
         self.layer_bits = settings.layer_bits
         self.graph = quantise(graph, settings.scale_bits, self.layer_bits)
@@ -112,16 +109,6 @@ class LatticeProgram(StoredProgram):
                     f"lattice plan: layer {name!r} needs {log2(level.scale) + bound:.1f} bits, its {level.limbs} limbs "
                     f"have {room:.1f}; plan again with this graph"
                 )
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return self.graph.input_shape
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Name of each score."""
-        return self.settings.labels
 
     @property
     def slots(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mcfhe import ops
+from mcfhe.arguments import torch_device
 from mcfhe.engine import Engine, RingBinding
 from mcfhe.errors import MismatchError, ParameterError
 from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
@@ -44,7 +45,7 @@ class LatticeServer:
         self, program: LatticeProgram, device: str | torch.device = "cpu", tile_bytes: int | None = None
     ) -> None:
         self.program = program
-        self.device = torch.device(device)
+        self.device = torch_device(device)
         self._engine = Engine(program.integer_program(), self.device, tile_bytes)
         self._bindings = BoundKeys[str, RingBinding](MAX_BINDINGS)
 

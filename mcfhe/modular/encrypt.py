@@ -17,6 +17,7 @@ import numpy as np
 from mcfhe.errors import ImageError, ParameterError
 from mcfhe.modular.csprng import RandomStream
 from mcfhe.modular.keys import SecretKey
+from mcfhe.modular.params import integer
 
 # Images are taken in chunks of about this many bytes of temporaries, so that they stay in the cache.
 _CHUNK_BYTES = 1 << 20
@@ -60,7 +61,7 @@ def encrypt(
     """
     if len(table) != images.shape[1]:
         raise ImageError(f"images: {images.shape[1]} channels, the table has {len(table)}")
-    budget = default_byte_budget() if byte_budget is None else byte_budget
+    budget = default_byte_budget() if byte_budget is None else integer("byte_budget", byte_budget, 0, 1 << 63)
     size = ciphertext_bytes(key, images.shape)
     if size > budget:
         raise ImageError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mcfhe.arguments import require
 from mcfhe.errors import CapacityError, ParameterError
 from mcfhe.primes import is_prime
 
@@ -36,6 +37,7 @@ class Moduli(tuple[int, ...]):
     """
 
     def __new__(cls, values: Iterable[Any]) -> Moduli:
+        require("moduli", values, Iterable, "give a list of pairwise coprime integers")
         moduli = tuple(integer("moduli", b, 2, MAX_MODULUS) for b in values)
         if not 1 <= len(moduli) <= MAX_LIMBS:
             raise ParameterError(f"moduli: {len(moduli)} limbs, 1..{MAX_LIMBS} are supported")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mcfhe.errors import ParameterError
@@ -56,9 +56,11 @@ def select_passes(names: Sequence[str] | None) -> tuple[str, ...]:
         return tuple(p.name for p in _PASSES.values() if p.default)
     if isinstance(names, str):
         raise ParameterError(f"passes: {names!r} is no preset; give letter, default or a list of names")
-    unknown = sorted(set(names) - _PASSES.keys())
-    if unknown:
-        raise ParameterError(f"passes: no pass {unknown[0]!r}; there are {', '.join(_PASSES)}")
+    if not isinstance(names, Iterable):
+        raise ParameterError(f"passes: {names!r} is no list of names; give letter, default or a list of names")
+    unknown = next((name for name in names if name not in tuple(_PASSES)), None)
+    if unknown is not None:
+        raise ParameterError(f"passes: no pass {unknown!r}; there are {', '.join(_PASSES)}")
     return tuple(name for name in _PASSES if name in names)
 
 
