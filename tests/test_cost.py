@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +74,32 @@ def test_times_are_near_what_is_measured(program: mcfhe.Program) -> None:
             times.append(time.process_time() - start)
         ratios.append(predicted / min(times))
     assert min(max(r, 1 / r) for r in ratios) < 4, ratios
+
+
+def test_the_clients_times_are_those_of_a_batch_of_real_scores(
+    program: mcfhe.Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is decrypted for the prediction fills the proved range: CRT takes as long as for real scores."""
+    seen: list[list[int]] = []
+    original = mcfhe.Client.decrypt_integers
+
+    def decrypt_integers(self: mcfhe.Client, response: Any, **arguments: Any) -> list[list[int]]:
+        seen.extend(original(self, response, **arguments))
+        return seen
+
+    def second(run: Callable[[], object]) -> float:
+        run()
+        return 1.0
+
+    monkeypatch.setattr(mcfhe.Client, "decrypt_integers", decrypt_integers)
+    monkeypatch.setattr(cost, "_median", second)
+    seconds = program.cost("hardened", lanes=2, images=7).seconds
+    assert seconds["encrypt"] == seconds["decrypt"] == 1.0, "one batch of 7 took a second, whatever an image takes"
+    assert len(seen) == 7
+    bound = program.certificate("hardened").output_bound
+    flat = [v for row in seen for v in row]
+    assert bound / 2 < max(flat) <= bound
+    assert -bound <= min(flat) < -bound / 2
 
 
 def test_a_card_has_all_times_and_keeps_the_rates(program: mcfhe.Program, monkeypatch: pytest.MonkeyPatch) -> None:

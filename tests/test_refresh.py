@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import mcfhe
-from mcfhe import models
+from mcfhe import cutting, models
 from mcfhe.cutting import refresh
 from mcfhe.errors import MismatchError, ParameterError
+from mcfhe.graph.floats import float_values
 from mcfhe.staged import StagedProgram, StagedServer
 from mcfhe.staged_client import StagedClient
 from mcfhe.staged_spec import Levels
@@ -165,6 +166,32 @@ def test_encrypted_stages_equal_the_oracle(program: mcfhe.Program, profile: str,
         staged.evaluate_integers(damaged, profile)
 
 
+class Replaying:
+    """Answers every request for one program with its first answer."""
+
+    def __init__(self, server: Any, program_id: str) -> None:
+        self.server, self.program_id, self.first = server, program_id, None
+
+    def evaluate(self, request: Any, progress: Any = None) -> Any:
+        response = self.server.evaluate(request)
+        if request.program_id != self.program_id:
+            return response
+        self.first = self.first or response
+        return self.first
+
+
+def test_answers_to_other_requests_are_refused(program: mcfhe.Program) -> None:
+    """A service that sends an earlier answer of the same key again, at a cut or at the end."""
+    staged = refresh(program, IMAGES, ["2"])
+    server = mcfhe.Server(staged)
+    with StagedClient.generate(staged.client_spec()) as client:
+        for stage in staged.stages:
+            replaying = Replaying(server, stage.program_id)
+            client.classify(OTHERS, replaying)
+            with pytest.raises(MismatchError, match="request_id"):
+                client.classify(OTHERS, replaying)
+
+
 def test_stages_stay_close_to_the_network(program: mcfhe.Program) -> None:
     """256 levels at one cut: scores within a few hundredths of their spread of those without a cut."""
     whole = program.evaluate_plain(OTHERS)
@@ -176,6 +203,20 @@ def test_stages_stay_close_to_the_network(program: mcfhe.Program) -> None:
             continue
         found = staged.evaluate_plain(OTHERS)
         assert float((found - whole).abs().max()) < 0.15 * float(whole.std())
+
+
+def test_levels_cover_a_little_more_than_what_was_seen(program: mcfhe.Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over all images, however few are looked at together: 5 % of each channel's range on either side."""
+    mean, std = np.array(program.settings.mean), np.array(program.settings.std)
+    at = [node.name for node in program.graph.nodes].index("2")
+    seen = float_values(program.graph, (IMAGES / 255 - mean) / std)[at].numpy()
+    low, high = seen.min(axis=(0, 2, 3)), seen.max(axis=(0, 2, 3))
+    for elements in (1, 1 << 24):
+        monkeypatch.setattr(cutting, "_ELEMENTS", elements)
+        levels = refresh(program, IMAGES, ["2"]).levels[0]
+        first, last = ((u - np.array(levels.mean)) / np.array(levels.std) for u in (0, 1))
+        np.testing.assert_allclose(first, low - 0.05 * (high - low), rtol=1e-9)
+        np.testing.assert_allclose(last, high + 0.05 * (high - low), rtol=1e-9)
 
 
 def test_refreshed_stages_are_proved_for_their_levels(program: mcfhe.Program) -> None:

@@ -189,6 +189,15 @@ def test_warps_are_small_and_of_each_image() -> None:
     assert abs(float(centre.mean()) - 13.5) < 0.3
 
 
+def test_exposures_lift_black() -> None:
+    """An offset of up to 25 either way is all that changes black."""
+    ends = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(400, 1, 16, 2).repeat_interleave(8, 3)
+    changed = AUGMENTATIONS["affine-exposure"](ends.contiguous(), torch.Generator().manual_seed(0))[:, 0, 8]
+    black = changed.amin(1)
+    assert 20 <= int(black.max()) <= 25
+    assert 0.3 < float((black > 0).double().mean()) < 0.7
+
+
 def test_exposures_change_brightness_and_contrast() -> None:
     ramp = torch.arange(60, 190, dtype=torch.uint8).expand(400, 1, 13, 130).clone()
     changed = AUGMENTATIONS["affine-exposure"](ramp, torch.Generator().manual_seed(0))

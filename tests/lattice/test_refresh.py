@@ -14,6 +14,7 @@ import mcfhe
 from mcfhe.cut_search import CutSearch
 from mcfhe.cutting import refresh
 from mcfhe.errors import DepthError, ParameterError, UnsupportedLayerError
+from mcfhe.lattice import cutting as lattice_cutting
 from mcfhe.lattice.cutting import LatticeStages
 from mcfhe.staged_client import StagedClient
 from tests.lattice.staged_support import PIXELS, after, chain, uncut
@@ -92,6 +93,19 @@ def test_fewest_cuts_and_few_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     for cut in (after(program, count) for count in range(1, 9)):  # no one cut will do
         with pytest.raises(ParameterError, match=r"cuts: stage \d, .* max_limbs is 6 at n"):
             refresh(program, PIXELS, [cut], max_limbs=6)
+
+
+def test_a_cut_costs_what_is_sent_and_never_less_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's share is counted by the residues of real messages; a bound above a cost would lose the best cuts."""
+    program = mcfhe.compile(chain(2), (1, 2, 2), 0.5, 0.5, scale_bits=6, scheme="lattice")
+    stages = LatticeStages.within(None, None, 12)
+    assert 0 < stages.bound(program.graph) <= stages.cost(program)
+    request = mcfhe.Client.generate(program.client_spec()).encrypt(PIXELS[:1], seeded=False)
+    response = mcfhe.Server(program).evaluate(request)
+    for name, factor, sent in (("ENCRYPT", 60, request.ciphertext), ("DECRYPT", 25, response.residues)):
+        whole = stages.cost(program)
+        monkeypatch.setattr(lattice_cutting, name, 0.0)
+        assert whole - stages.cost(program) == factor * sent.numel() / 2  # of two components
 
 
 def test_limits_of_ring_and_limbs() -> None:

@@ -114,6 +114,17 @@ def test_key_files_and_closing(clients: StagedClient, tmp_path: Path) -> None:
     assert clients.encrypt(PIXELS[:1]).batch == 1, "each is closed by itself"
 
 
+def test_clients_of_one_key_are_closed_by_themselves(staged: StagedProgram, tmp_path: Path) -> None:
+    """Secrets are overwritten in place: one that two shared would be saved as zeros by the other."""
+    client = mcfhe.Client.generate(staged.client_spec().stages[0])
+    client.for_spec(client.spec).close()
+    client.save(tmp_path / "key")
+    with mcfhe.Client.load(tmp_path / "key") as again:
+        request = again.encrypt(PIXELS[:1])
+    response = mcfhe.Server(staged.stages[0]).evaluate(request)
+    assert torch.equal(client.decrypt(response).round(), staged.stages[0].evaluate_plain(PIXELS[:1]).round())
+
+
 # Messages -------------------------------------------------------------------------------------------------------------
 
 
