@@ -11,7 +11,6 @@ In a lattice program some steps mix limbs and coefficients. There tiles pass fro
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,11 +50,6 @@ if TYPE_CHECKING:
 CPU_TILE_BYTES = 2 << 20
 # And of a lattice program on a GPU: enough to fill it, little beside the values between parts.
 CUDA_TILE_BYTES = 2 << 30
-
-
-def physical_memory() -> int:
-    """Bytes of RAM in this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @dataclass(frozen=True, eq=False)

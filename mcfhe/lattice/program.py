@@ -131,11 +131,6 @@ class LatticeProgram(StoredProgram):
         return _exact(self.graph, self.settings)
 
     @cached_property
-    def exact_certificate(self) -> Certificate:
-        """Bounds of :attr:`exact_program`, proved for every image and for a slot without one."""
-        return _certify(self.exact_program, self.settings)
-
-    @cached_property
     def value_bounds(self) -> list[float]:
         """log2 of the proved bound of the input and of every step's value, as real numbers."""
         nodes = node_bounds(self.exact_program, self.settings)
