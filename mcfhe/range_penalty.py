@@ -7,6 +7,8 @@ polynomial networks (arXiv:2505.11589, section 3, has an exponential one); this 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,13 +19,23 @@ RANGE = 4.0  # batch normalisation delivers unit variance; of normal inputs one 
 
 
 class RangePenalty:
-    """Sums ``mean(max(0, |x| - RANGE)**2)`` over the inputs x of all activations of ``model``, forward by forward."""
+    """Sums ``mean(max(0, |x| - RANGE)**2)`` over the inputs x of all activations of ``model``, forward by forward.
+
+    A context: the model is observed inside it, and is as before behind it.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._terms: list[Tensor] = []
-        for module in model.modules():
-            if isinstance(module, PolyActivation):
-                module.register_forward_pre_hook(self._observe)
+        self._activations = [module for module in model.modules() if isinstance(module, PolyActivation)]
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> RangePenalty:
+        for activation in self._activations:
+            self._hooks.callback(activation.register_forward_pre_hook(self._observe).remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.close()
 
     def _observe(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if module.training:

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -260,7 +260,6 @@ class _Loop:
         self.model, self.card, self.lr = model, card, lr
         self.augment, self.label_smoothing = AUGMENTATIONS[augment], label_smoothing
         self.range_penalty = range_penalty
-        self.penalty = RangePenalty(model) if range_penalty else None
         self.low_precision = precision == "bfloat16"
         if self.low_precision:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -288,30 +287,31 @@ class _Loop:
     def run_epoch(self) -> float:
         """One pass in random order; the mean loss."""
         self.model.train()
-        losses = []
         order = torch.randperm(len(self.images), generator=self.generator)
-        for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
-            batch = order[start : start + self.batch_size]
-            images = self.augment(self.images[batch], self.generator)
-            scores = self._scores(normalise(images, self.card.mean, self.card.std))
-            loss = F.cross_entropy(
-                scores, self.labels[batch], weight=self.class_weights, label_smoothing=self.label_smoothing
-            )
-            if self.penalty is not None:
-                loss = loss + self.range_penalty * self.penalty.take()
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
-            if not bool(torch.isfinite(norm)):
-                raise ParameterError(
-                    f"lr: {self.lr} made the training diverge at step {self.step + 1}; use a lower one"
-                )
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * _schedule(self.step, self.total_steps)
-            self.optimizer.step()
-            self.step += 1
-            losses.append(loss.detach())
+        starts = range(0, len(order) - self.batch_size + 1, self.batch_size)
+        with RangePenalty(self.model) if self.range_penalty else nullcontext() as penalty:
+            losses = [self._step(order[start : start + self.batch_size], penalty) for start in starts]
         return float(torch.stack(losses).mean())
+
+    def _step(self, batch: Tensor, penalty: RangePenalty | None) -> Tensor:
+        """One step on the images of these numbers; the loss."""
+        images = self.augment(self.images[batch], self.generator)
+        scores = self._scores(normalise(images, self.card.mean, self.card.std))
+        loss = F.cross_entropy(
+            scores, self.labels[batch], weight=self.class_weights, label_smoothing=self.label_smoothing
+        )
+        if penalty is not None:
+            loss = loss + self.range_penalty * penalty.take()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
+        if not bool(torch.isfinite(norm)):
+            raise ParameterError(f"lr: {self.lr} made the training diverge at step {self.step + 1}; use a lower one")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * _schedule(self.step, self.total_steps)
+        self.optimizer.step()
+        self.step += 1
+        return loss.detach()
 
     def _scores(self, x: Tensor) -> Tensor:
         if not self.low_precision:

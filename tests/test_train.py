@@ -252,21 +252,22 @@ def test_a_model_of_another_kind_is_not_gone_on_from(result: TrainResult, tmp_pa
 
 def test_the_range_penalty_is_of_what_lies_outside() -> None:
     model = nn.Sequential(PolyActivation(), nn.Identity(), PolyActivation((0.0, 1.0)))
-    penalty = RangePenalty(model)
-    x = torch.tensor([[0.0, RANGE, -RANGE, 3.5], [RANGE + 2, -RANGE - 1, 1.0, -1.0]], requires_grad=True)
-    activated = model[0](x.detach())
-    penalty.take()
-    model(x)
-    outside = [(v.abs() - RANGE).clamp(min=0).square().mean() for v in (x.detach(), activated)]
-    found = penalty.take()
-    assert torch.allclose(found.detach(), torch.stack(outside).sum())
-    found.backward()
-    assert x.grad is not None
-    assert bool((x.grad[1, :2] != 0).all())
-    model.eval()(x)
-    with torch.no_grad():
-        model.train()(torch.zeros(1, 4))
-    assert float(penalty.take()) == 0  # forgotten once taken, and evaluation is not counted
+    with RangePenalty(model) as penalty:
+        x = torch.tensor([[0.0, RANGE, -RANGE, 3.5], [RANGE + 2, -RANGE - 1, 1.0, -1.0]], requires_grad=True)
+        activated = model[0](x.detach())
+        penalty.take()
+        model(x)
+        outside = [(v.abs() - RANGE).clamp(min=0).square().mean() for v in (x.detach(), activated)]
+        found = penalty.take()
+        assert torch.allclose(found.detach(), torch.stack(outside).sum())
+        found.backward()
+        assert x.grad is not None
+        assert bool((x.grad[1, :2] != 0).all())
+        model.eval()(x)
+        with torch.no_grad():
+            model.train()(torch.zeros(1, 4))
+        assert float(penalty.take()) == 0  # forgotten once taken, and evaluation is not counted
+    assert not any(module._forward_pre_hooks for module in model)  # a trained model is watched no more
 
 
 def test_the_range_penalty_keeps_inputs_in_range() -> None:
