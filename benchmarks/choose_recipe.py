@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from benchmarks.conftest import processor
 from mcfhe import datasets, scoring
-from mcfhe.augment import AUGMENTATIONS
 from mcfhe.datasets import Dataset
 from mcfhe.train import TrainResult, train
+from mcfhe.train.augment import AUGMENTATIONS
 
 REPORT = Path("build/reports/recipe.json")
 COMMITTED = Path(__file__).parent / "results" / "recipe.json"

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks import gpu_native, gpu_plan
-from mcfhe.demo import PUBLISHED_MS
+from mcfhe.demo.modular import PUBLISHED_MS
 
 Job = tuple[str, Callable[[], None]]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import mcfhe
 from benchmarks.conftest import interleaved
 from mcfhe import ops
-from mcfhe.demo import PUBLISHED_MS, Demo
+from mcfhe.demo.modular import PUBLISHED_MS, Demo
 from tests.shapes import LENET_CONVS, LENET_LINEARS, PRIMES_30, WIDE_CONV
 
 LANES = 4

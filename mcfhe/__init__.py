@@ -26,16 +26,16 @@ _HOME = {
     "Response": "mcfhe.wire",
     "SecretKey": "mcfhe.modular.keys",
     "Server": "mcfhe.server",
-    "StagedClient": "mcfhe.staged_client",
-    "StagedProgram": "mcfhe.staged",
-    "StagedServer": "mcfhe.staged",
+    "StagedClient": "mcfhe.staged.client",
+    "StagedProgram": "mcfhe.staged.program",
+    "StagedServer": "mcfhe.staged.program",
     "build_info": "mcfhe._extension",
-    "compile": "mcfhe.compiler",
-    "convert": "mcfhe.conversion",
-    "explain": "mcfhe.shortfall",
-    "finetune": "mcfhe.finetuning",
+    "compile": "mcfhe.compiler.pipeline",
+    "convert": "mcfhe.conversion.convert",
+    "explain": "mcfhe.compiler.shortfall",
+    "finetune": "mcfhe.conversion.finetuning",
     "load_program": "mcfhe.program",
-    "refresh": "mcfhe.cutting",
+    "refresh": "mcfhe.staged.cutting",
 }
 _MODULES = ("activations", "datasets", "errors", "models", "modular", "ops", "reference", "train")
 
@@ -78,19 +78,19 @@ if TYPE_CHECKING:
     from mcfhe._extension import build_info
     from mcfhe.activations import PolyActivation
     from mcfhe.client import Client
-    from mcfhe.compiler import compile
-    from mcfhe.conversion import convert
-    from mcfhe.cutting import refresh
+    from mcfhe.compiler.pipeline import compile
+    from mcfhe.compiler.shortfall import explain
+    from mcfhe.conversion.convert import convert
+    from mcfhe.conversion.finetuning import finetune
     from mcfhe.errors import BuildError, McfheError
-    from mcfhe.finetuning import finetune
     from mcfhe.modular.keys import EvaluationKey, SecretKey
     from mcfhe.program import Program, load_program
     from mcfhe.remote import RemoteServer
     from mcfhe.server import Server
-    from mcfhe.shortfall import explain
     from mcfhe.spec import ClientSpec
-    from mcfhe.staged import StagedProgram, StagedServer
-    from mcfhe.staged_client import StagedClient
+    from mcfhe.staged.client import StagedClient
+    from mcfhe.staged.cutting import refresh
+    from mcfhe.staged.program import StagedProgram, StagedServer
     from mcfhe.wire import Request, Response
 
 

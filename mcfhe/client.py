@@ -20,7 +20,7 @@ from mcfhe.modular import decrypt, encrypt
 from mcfhe.modular.keys import EvaluationKey, SecretKey
 from mcfhe.modular.params import integer
 from mcfhe.spec import DEFAULT_PROFILE, ClientSpec, ProfileSpec
-from mcfhe.staged_spec import Levels, StagedSpec
+from mcfhe.staged.spec import Levels, StagedSpec
 from mcfhe.wiping import wipe
 from mcfhe.wire import Request, Response, check_kind, check_match
 
@@ -38,7 +38,7 @@ def _lattice_client() -> Any:
 
 
 def _staged_client() -> Any:
-    from mcfhe.staged_client import StagedClient
+    from mcfhe.staged.client import StagedClient
 
     return StagedClient
 

@@ -28,8 +28,8 @@ from mcfhe.modular.plan import constants_of, input_intervals, input_orders, lowe
 from mcfhe.spec import DEFAULT_PROFILE, PROFILES, ClientSpec, ProfileSpec
 
 if TYPE_CHECKING:
-    from mcfhe.cost import CostCard
-    from mcfhe.search import SearchResult
+    from mcfhe.compiler.search import SearchResult
+    from mcfhe.cost.card import CostCard
 
 __all__ = ["Program", "load_program"]
 
@@ -47,7 +47,7 @@ def load_program(path: str | os.PathLike[str]) -> Any:
     data = container.read_file(path, _MAX_FILE)
     with container.naming(path):
         if container.read_header(data, _MAX_HEADER).metadata.get("kind") == STAGED_KIND:
-            from mcfhe.staged import StagedProgram
+            from mcfhe.staged.program import StagedProgram
 
             return StagedProgram.from_bytes(data)
         return Program.from_bytes(data)
@@ -166,7 +166,7 @@ class Program(StoredProgram):
         for name, value in (("lanes", lanes), ("images", images)):
             if whole(name, value) < 1:
                 raise ParameterError(f"{name} = {value} must be 1 or more")
-        from mcfhe.cost import cost  # brings the engine, and for times the client
+        from mcfhe.cost.card import cost  # brings the engine, and for times the client
 
         return cost(self, profile, lanes, images, device, timed)
 

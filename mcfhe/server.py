@@ -14,8 +14,8 @@ import torch
 
 from mcfhe import ops
 from mcfhe.arguments import require, torch_device
-from mcfhe.binding import Binding
 from mcfhe.engine import Engine
+from mcfhe.engine.binding import Binding
 from mcfhe.errors import CapacityError, MismatchError, ParameterError
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.program import Program
@@ -52,7 +52,7 @@ class BoundKeys(Generic[Slot, Bound]):
 
 
 class Evaluator(Protocol):
-    """What answers requests for one program: a :class:`Server`, or several devices behind one (``mcfhe.sharded``)."""
+    """What answers requests for one program: a :class:`Server`, or several devices (:mod:`mcfhe.sharding`)."""
 
     program: Program
 
@@ -110,7 +110,7 @@ class Server:
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         program = args[0] if args else kwargs.get("program")  # a subclass may have another signature
         if cls is Server and hasattr(program, "stages"):
-            from mcfhe.staged import StagedServer
+            from mcfhe.staged.program import StagedServer
 
             return StagedServer(*args, **kwargs)
         if cls is Server and getattr(program, "scheme", None) == "lattice":

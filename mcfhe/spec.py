@@ -120,7 +120,7 @@ class ClientSpec:
     @staticmethod
     def from_json(text: str) -> Any:
         """Parse and validate; FormatError names the field that is wrong. A lattice program's spec comes back as a
-        :class:`mcfhe.lattice.spec.LatticeSpec`, that of a staged one as a :class:`mcfhe.staged_spec.StagedSpec`."""
+        :class:`mcfhe.lattice.spec.LatticeSpec`, that of a staged one as a :class:`mcfhe.staged.spec.StagedSpec`."""
         return ClientSpec.from_body(parsed(text))
 
     @staticmethod
@@ -132,7 +132,7 @@ class ClientSpec:
 
             return LatticeSpec.from_body(body)
         if kind == STAGED_FORMAT:
-            from mcfhe.staged_spec import StagedSpec
+            from mcfhe.staged.spec import StagedSpec
 
             return StagedSpec.from_body(body)
         check_header(body, SPEC_FORMAT, SPEC_VERSION, _FIELDS)

@@ -10,7 +10,7 @@ import torch
 
 import mcfhe
 from mcfhe import models
-from mcfhe.alternatives import AMPLIFICATION_BITS, WIDTHS, alternatives
+from mcfhe.compiler.alternatives import AMPLIFICATION_BITS, WIDTHS, alternatives
 from mcfhe.datasets import SAMPLE
 from mcfhe.errors import ParameterError
 from mcfhe.graph.report import limbs_needed

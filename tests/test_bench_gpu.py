@@ -18,8 +18,8 @@ from torch import Tensor
 from benchmarks import compare, gpu, gpu_kernels, gpu_lattice, gpu_native, gpu_network, gpu_plan
 from benchmarks.gpu_timing import Ceilings, Timing
 from benchmarks.render_gpu import gpu_table
-from mcfhe.cuda_runner import CudaRunner
 from mcfhe.engine import Engine
+from mcfhe.engine.cuda_runner import CudaRunner
 from tests.shapes import ConvShape
 from tests.test_cuda_runner import HostRuntime
 

@@ -28,14 +28,14 @@ FORBIDDEN = {
     "mcfhe.modular.audit": SECRET_CODE,
     "mcfhe.cli.audit_command": SECRET_CODE,
     # Nor do several devices behind one server.
-    "mcfhe.sharded": SECRET_CODE,
-    "mcfhe.ray_engine": SECRET_CODE,
+    "mcfhe.sharding.sharded": SECRET_CODE,
+    "mcfhe.sharding.ray_engine": SECRET_CODE,
     # What talks to a server is never given a secret key, and needs no engine.
-    "mcfhe.remote": {"mcfhe.client", "mcfhe.modular.keys", "mcfhe.engine", "mcfhe.program", "mcfhe.server"},
+    "mcfhe.remote": {"mcfhe.client", "mcfhe.modular.keys", "mcfhe.engine.engine", "mcfhe.program", "mcfhe.server"},
     # A client needs no engine, no program and no compiled extension.
-    "mcfhe.client": {"mcfhe.engine", "mcfhe.ops", "mcfhe.program", "mcfhe._C", "mcfhe.server"},
+    "mcfhe.client": {"mcfhe.engine.engine", "mcfhe.ops", "mcfhe.program", "mcfhe._C", "mcfhe.server"},
     # The engine knows steps and tensors only.
-    "mcfhe.engine": {"mcfhe.wire", "mcfhe.spec", "mcfhe.modular", "mcfhe.container"},
+    "mcfhe.engine.engine": {"mcfhe.wire", "mcfhe.spec", "mcfhe.modular", "mcfhe.container"},
     "mcfhe.graph.steps": {"mcfhe.modular", "mcfhe.ops", "torch"},
 }
 

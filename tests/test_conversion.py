@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import mcfhe
+from mcfhe.conversion.fitting import BINS, UNIFORM_SHARE, Histogram, InputRange, fit
 from mcfhe.errors import McfheError, ParameterError
-from mcfhe.fitting import BINS, UNIFORM_SHARE, Histogram, InputRange, fit
 from tests.graph_support import one_thread
 
 __all__ = ["one_thread"]

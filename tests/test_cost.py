@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import mcfhe
-from mcfhe import cost, throughput
+from mcfhe.cost import card as cost
+from mcfhe.cost import throughput
 from mcfhe.engine import Engine
 from mcfhe.errors import ParameterError
 from mcfhe.graph.order import Order

@@ -18,13 +18,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mcfhe import cuda_runner
-from mcfhe.cuda_runner import SLOTS, CudaRunner, graphs_wanted
-from mcfhe.cuda_runtime import is_out_of_memory
-from mcfhe.engine import Binding, Engine
+from mcfhe.engine import Engine, cuda_runner
+from mcfhe.engine.binding import Binding
+from mcfhe.engine.cuda_runner import SLOTS, CudaRunner, graphs_wanted
+from mcfhe.engine.cuda_runtime import is_out_of_memory
+from mcfhe.engine.staging import Growing, Slots
+from mcfhe.engine.tiling import equal_pieces, fit, smaller
 from mcfhe.errors import ParameterError
-from mcfhe.staging import Growing, Slots
-from mcfhe.tiling import equal_pieces, fit, smaller
 from tests.shapes import PRIMES_30
 from tests.test_engine import residual_program
 

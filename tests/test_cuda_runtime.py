@@ -13,8 +13,8 @@ from threading import Event, get_ident
 import pytest
 import torch
 
-from mcfhe import cuda_runtime
-from mcfhe.cuda_runtime import CudaRuntime
+from mcfhe.engine import cuda_runtime
+from mcfhe.engine.cuda_runtime import CudaRuntime
 
 DEVICE = torch.device("cuda:0")
 

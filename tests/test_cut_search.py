@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcfhe.cut_search import CutSearch
+from mcfhe.staged.cut_search import CutSearch
 
 
 def brute_force(points: list[int], costs: dict[tuple[int, int], float | None], counts: range) -> float | None:

@@ -11,10 +11,10 @@ import torch
 
 import mcfhe
 from mcfhe import models
+from mcfhe.compiler.search import SearchResult
 from mcfhe.errors import ParameterError
 from mcfhe.graph.report import limbs_needed
 from mcfhe.program import Program
-from mcfhe.search import SearchResult
 from mcfhe.spec import DEFAULT_PROFILE, PROFILES
 from tests.graph_support import one_thread  # noqa: F401 - a fixture
 

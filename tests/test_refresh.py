@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import mcfhe
-from mcfhe import cutting, models
-from mcfhe.cutting import refresh
+from mcfhe import models
 from mcfhe.errors import MismatchError, ParameterError
 from mcfhe.graph.floats import float_values
-from mcfhe.staged import StagedProgram, StagedServer
-from mcfhe.staged_client import StagedClient
-from mcfhe.staged_spec import Levels
+from mcfhe.staged import cutting
+from mcfhe.staged.client import StagedClient
+from mcfhe.staged.cutting import refresh
+from mcfhe.staged.program import StagedProgram, StagedServer
+from mcfhe.staged.spec import Levels
 from tests.graph_support import one_thread
 
 __all__ = ["one_thread"]

@@ -10,9 +10,9 @@ import torch
 
 import mcfhe
 from mcfhe.engine import Engine
+from mcfhe.engine.schedule import POOL_WINDOW, Item, fuse
 from mcfhe.graph.order import Order
 from mcfhe.graph.steps import AddStep, Conv2dStep, FlattenStep, IntegerProgram, PolyStep, PoolStep, Step
-from mcfhe.schedule import POOL_WINDOW, Item, fuse
 from tests.shapes import PRIMES_30
 from tests.test_engine import ORDER, check, conv
 
@@ -130,7 +130,7 @@ def test_the_demo_network_without_joining(monkeypatch: pytest.MonkeyPatch) -> No
     compiled = mcfhe.compile(model, (1, 28, 28), 0.286, 0.353, scale_bits=8, amplification_bits=4)
     steps = compiled.integer_program("hardened")
     together = Engine(steps)
-    monkeypatch.setattr("mcfhe.schedule._tiles_its_input", lambda _: False)
+    monkeypatch.setattr("mcfhe.engine.schedule._tiles_its_input", lambda _: False)
     apart = Engine(steps)
     x = torch.stack(
         [torch.randint(0, b, (1, 28, 28, 70), generator=torch.Generator().manual_seed(b)) for b in PRIMES_30]

@@ -20,9 +20,9 @@ from mcfhe.cli import run
 from mcfhe.errors import FormatError, MismatchError, ParameterError, SecretFieldError
 from mcfhe.program import Program
 from mcfhe.spec import ClientSpec
-from mcfhe.staged import StagedProgram, StagedServer
-from mcfhe.staged_client import StagedClient
-from mcfhe.staged_spec import Levels, StagedSpec
+from mcfhe.staged.client import StagedClient
+from mcfhe.staged.program import StagedProgram, StagedServer
+from mcfhe.staged.spec import Levels, StagedSpec
 from tests.test_wire import repack
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 1, 4, 4), dtype=np.uint8)

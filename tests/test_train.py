@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from mcfhe import datasets, models, scoring
-from mcfhe import train as training
 from mcfhe.activations import PolyActivation
-from mcfhe.augment import AUGMENTATIONS
 from mcfhe.datasets import Dataset
 from mcfhe.errors import ParameterError
-from mcfhe.range_penalty import RANGE, RangePenalty
-from mcfhe.recipes import RECIPES
 from mcfhe.train import Epoch, TrainResult, train
+from mcfhe.train import loop as training
+from mcfhe.train.augment import AUGMENTATIONS
+from mcfhe.train.range_penalty import RANGE, RangePenalty
+from mcfhe.train.recipes import RECIPES
 
 SCALE = 256
 

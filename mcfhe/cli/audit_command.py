@@ -58,7 +58,7 @@ def audit(
     """
     from mcfhe.cli.client_commands import read_spec
     from mcfhe.modular import audit as attack
-    from mcfhe.staged_spec import StagedSpec
+    from mcfhe.staged.spec import StagedSpec
     from mcfhe.wire import Request
 
     security_line(quiet)

@@ -24,12 +24,12 @@ from mcfhe.cli.common import (
 from mcfhe.cli.images import ImageSource, image_options
 from mcfhe.errors import FormatError, ParameterError
 from mcfhe.spec import DEFAULT_PROFILE, ClientSpec
-from mcfhe.staged_spec import StagedSpec
+from mcfhe.staged.spec import StagedSpec
 from mcfhe.wording import LATTICE_LINE, SECURITY_LINE
 
 if TYPE_CHECKING:
     from mcfhe.lattice.client import LatticeClient
-    from mcfhe.staged_client import StagedClient
+    from mcfhe.staged.client import StagedClient
 
 MAX_SPEC_BYTES = 1 << 26
 

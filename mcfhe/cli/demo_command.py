@@ -25,7 +25,7 @@ from mcfhe.errors import McfheError
 from mcfhe.spec import PROFILES
 
 if TYPE_CHECKING:
-    from mcfhe.demo import Demo, DemoResult
+    from mcfhe.demo.modular import Demo, DemoResult
 
 STEPS = (
     ("compile", "S1, S5", "network trained on Fashion-MNIST, alignment planned"),
@@ -98,7 +98,7 @@ def demo(
         lattice_demo(images, device, report, quiet, as_json)
         return
     from mcfhe.container import write_file
-    from mcfhe.demo import Demo
+    from mcfhe.demo.modular import Demo
 
     security_line(quiet)
     prepared = Demo.prepare(images)
@@ -134,7 +134,7 @@ def _pass(
     result, request, client = prepared.run(profile, lanes, device, progress)
     client.close()
     if picture is not None:
-        from mcfhe.picture import draw
+        from mcfhe.demo.picture import draw
 
         truth = prepared.images.labels.tolist()
         draw(
@@ -158,7 +158,7 @@ def _some_of_each(labels: list[int], count: int) -> list[int]:
 
 
 def _print(result: DemoResult, other: DemoResult) -> None:
-    from mcfhe.demo import PUBLISHED_MS
+    from mcfhe.demo.modular import PUBLISHED_MS
 
     table = Table(title=f"mcfhe demo: {result.images} Fashion-MNIST test images, {result.profile} profile")
     table.add_column("step")
@@ -193,7 +193,7 @@ def _print(result: DemoResult, other: DemoResult) -> None:
 
 
 def _side_by_side(results: tuple[DemoResult, ...]) -> Table:
-    from mcfhe.demo import PUBLISHED_MS
+    from mcfhe.demo.modular import PUBLISHED_MS
 
     table = Table(title="both profiles: the same images, the same program")
     table.add_column("")

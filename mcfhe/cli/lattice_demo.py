@@ -13,7 +13,7 @@ from mcfhe.cli.common import megabytes, print_json, progress_bar, security_line,
 from mcfhe.wording import LATTICE_LINE
 
 if TYPE_CHECKING:
-    from mcfhe.lattice.demo import LatticeDemoResult
+    from mcfhe.demo.lattice import LatticeDemoResult
 
 STEPS = (
     ("compile", "network trained on Fashion-MNIST; ring, limbs, scales and levels chosen"),
@@ -28,7 +28,7 @@ STEPS = (
 def lattice_demo(images: int, device: str, report: Path | None, quiet: bool, as_json: bool) -> None:
     """Run it, print it, write it."""
     from mcfhe.container import write_file
-    from mcfhe.lattice.demo import run
+    from mcfhe.demo.lattice import run
 
     security_line(quiet, LATTICE_LINE)
     result = run(images, device, partial(progress_bar, quiet=quiet or as_json))

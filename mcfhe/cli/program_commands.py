@@ -18,7 +18,7 @@ def _use_recipe(context: click.Context, parameter: click.Parameter, name: str | 
     """The recipe's values become the defaults of the other options."""
     if name is None:
         return
-    from mcfhe.recipes import RECIPES
+    from mcfhe.train.recipes import RECIPES
 
     if name not in RECIPES:
         raise ParameterError(f"--recipe {name!r}; choose one of {', '.join(RECIPES)}")

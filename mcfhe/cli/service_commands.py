@@ -23,7 +23,7 @@ from mcfhe.cli.common import (
 )
 from mcfhe.cli.images import ImageSource, image_options
 from mcfhe.errors import McfheError, ParameterError
-from mcfhe.staged_spec import StagedSpec
+from mcfhe.staged.spec import StagedSpec
 from mcfhe.wording import LATTICE_LINE, SECURITY_LINE
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise McfheError(f"serve needs {error.name}: pip install 'mcfhe[serve]'") from None
     from mcfhe.program import load_program
-    from mcfhe.sharded import local_evaluator
+    from mcfhe.sharding.sharded import local_evaluator
 
     if (tls_cert is None) != (tls_key is None):
         raise ParameterError("--tls-cert and --tls-key go together")
@@ -119,7 +119,7 @@ def serve(
         session_s=session,
     )
     if engine == "ray":
-        from mcfhe.ray_engine import ray_evaluators
+        from mcfhe.sharding.ray_engine import ray_evaluators
 
         evaluators: Sequence[Evaluator] = ray_evaluators(
             loaded, device, workers=workers, address=ray_address, deadline_s=shard_deadline

@@ -24,7 +24,7 @@ from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
 from mcfhe.lattice.seal import Seal
 from mcfhe.lattice.spec import LatticeSpec
 from mcfhe.lattice.wire import SEED_BYTES, LatticeRequest, LatticeResponse
-from mcfhe.staged_spec import Levels
+from mcfhe.staged.spec import Levels
 from mcfhe.wiping import wipe
 from mcfhe.wire import check_kind, check_match
 

@@ -1,4 +1,4 @@
-"""Stages of the lattice scheme: how one is planned, and what it costs both sides (:mod:`mcfhe.cutting`)."""
+"""Stages of the lattice scheme: how one is planned, and what it costs both sides (:mod:`mcfhe.staged.cutting`)."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import mcfhe
-from mcfhe.cutting import refresh
-from mcfhe.staged import StagedProgram
-from mcfhe.uncut import Uncut
+from mcfhe.staged.cutting import refresh
+from mcfhe.staged.program import StagedProgram
+from mcfhe.staged.uncut import Uncut
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (200, 1, 2, 2), dtype=np.uint8)
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from mcfhe.engine import Engine
+from mcfhe.engine.schedule import fuse, schedule
 from mcfhe.errors import ParameterError
 from mcfhe.graph.nodes import Add, AvgPool2d, Conv2d, Flatten, Graph, Input, Linear, Node, Poly
 from mcfhe.graph.steps import RING_STEPS, IntegerProgram
 from mcfhe.lattice.lower import Placement
-from mcfhe.schedule import fuse, schedule
 from tests.lattice.support import Oracle, lowered, small_ring
 from tests.lattice.test_equals_seal import SQUARE, constants
 from tests.test_engine import residual_program
@@ -112,7 +112,7 @@ def test_chunks_of_ring_steps_change_nothing(
     oracle: Oracle, x: torch.Tensor, expected: torch.Tensor, threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for size in (1, 40_000):
-        monkeypatch.setattr("mcfhe.ring_runner.CPU_CHUNK_BYTES", size)
+        monkeypatch.setattr("mcfhe.engine.ring_runner.CPU_CHUNK_BYTES", size)
         engine = Engine(PROGRAM)
         assert torch.equal(engine.run(engine.bind_ring(oracle.keys), x), expected)
 

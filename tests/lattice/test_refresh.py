@@ -11,12 +11,12 @@ import torch.nn.functional as functional
 from torch import nn
 
 import mcfhe
-from mcfhe.cut_search import CutSearch
-from mcfhe.cutting import refresh
 from mcfhe.errors import DepthError, ParameterError, UnsupportedLayerError
 from mcfhe.lattice import cutting as lattice_cutting
 from mcfhe.lattice.cutting import LatticeStages
-from mcfhe.staged_client import StagedClient
+from mcfhe.staged.client import StagedClient
+from mcfhe.staged.cut_search import CutSearch
+from mcfhe.staged.cutting import refresh
 from tests.lattice.staged_support import PIXELS, after, chain, uncut
 
 # Depth ----------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from mcfhe.lattice.seal import available
 from mcfhe.lattice.server import LatticeServer, expanded
 from mcfhe.lattice.wire import LatticeRequest, LatticeResponse
 from mcfhe.service.sessions import Sessions
-from mcfhe.sharded import local_evaluator
+from mcfhe.sharding.sharded import local_evaluator
 from tests.lattice.support import small_program
 from tests.service.support import PROGRAM, Live, assert_refused, wait_for
 

@@ -20,8 +20,8 @@ from mcfhe.cards import ModelCard
 from mcfhe.cli import run
 from mcfhe.errors import FormatError, ImageError, MismatchError, ParameterError, SecretFieldError
 from mcfhe.spec import ClientSpec
-from mcfhe.staged import StagedProgram
-from mcfhe.staged_client import StagedClient
+from mcfhe.staged.client import StagedClient
+from mcfhe.staged.program import StagedProgram
 from tests.lattice.staged_support import PIXELS, equal_stages, two_stages
 from tests.service.support import PROGRAM, Live
 from tests.test_wire import repack

@@ -22,8 +22,8 @@ from tests.service.support import PROGRAM, Live, encrypt, new_client, wait_for
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'mcfhe[ray]'")
 
-from mcfhe.ray_engine import connect, ray_evaluators  # noqa: E402
-from mcfhe.sharded import ShardedServer  # noqa: E402
+from mcfhe.sharding.ray_engine import connect, ray_evaluators  # noqa: E402
+from mcfhe.sharding.sharded import ShardedServer  # noqa: E402
 
 PROGRAM_FILE = Path(__file__).parent.parent / "vectors" / "program.mcfhe"
 pytestmark = pytest.mark.ray

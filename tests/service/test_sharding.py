@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import mcfhe
 from mcfhe.errors import ParameterError, WorkerError
 from mcfhe.modular.params import Moduli
-from mcfhe.sharded import ATTEMPTS, LocalWorker, ShardedServer, local_evaluator
-from mcfhe.sharding import cut
+from mcfhe.sharding.cuts import cut
+from mcfhe.sharding.sharded import ATTEMPTS, LocalWorker, ShardedServer, local_evaluator
 from tests.service.support import PROGRAM, Live, encrypt, new_client, wait_for
 from tests.service.workers import FaultyWorker, PatientServer
 
@@ -109,7 +109,9 @@ def test_a_limb_that_lacks_one_image_is_left_out_for_all() -> None:
 
 
 def test_other_images_of_a_dropped_limb_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mcfhe.sharded.cut", lambda *arguments: cut(*arguments, shard_bytes=1))  # one image a shard
+    monkeypatch.setattr(
+        "mcfhe.sharding.sharded.cut", lambda *arguments: cut(*arguments, shard_bytes=1)
+    )  # one image a shard
     client = new_client(redundancy=1)
     request, expected = encrypt(client, 6)
     bad, good = FaultyWorker(PROGRAM, lambda n: "dies" if n == 0 else None), FaultyWorker(PROGRAM)

@@ -12,7 +12,7 @@ import torch
 
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.program import Program
-from mcfhe.sharded import LocalWorker, ShardedServer
+from mcfhe.sharding.sharded import LocalWorker, ShardedServer
 
 
 class FaultyWorker(LocalWorker):

@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from mcfhe.cuda_runtime import is_out_of_memory
+from mcfhe.engine.cuda_runtime import is_out_of_memory
+from mcfhe.engine.staging import Event, Slot, Slots
+from mcfhe.engine.tiling import Piece, Tile, equal_pieces, fit, smaller
 from mcfhe.errors import ParameterError
-from mcfhe.staging import Event, Slot, Slots
-from mcfhe.tiling import Piece, Tile, equal_pieces, fit, smaller
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from mcfhe.binding import Binding
+    from mcfhe.engine.binding import Binding
 
 Progress = Callable[[float], None]
 
@@ -52,7 +52,7 @@ def graphs_wanted() -> bool:
 
 
 class Runtime(Protocol):
-    """See :class:`mcfhe.cuda_runtime.CudaRuntime`."""
+    """See :class:`mcfhe.engine.cuda_runtime.CudaRuntime`."""
 
     device: torch.device
     lock: Lock

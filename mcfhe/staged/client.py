@@ -17,7 +17,7 @@ from mcfhe.keyfile import opened_secret, save_secret
 from mcfhe.lattice.spec import LatticeSpec
 from mcfhe.lattice.wire import LatticeResponse
 from mcfhe.spec import ClientSpec
-from mcfhe.staged_spec import StagedSpec
+from mcfhe.staged.spec import StagedSpec
 from mcfhe.wire import Response, check_kind, check_match
 
 __all__ = ["StagedClient"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcfhe.staging import Event
+from mcfhe.engine.staging import Event
 
 LOG = logging.getLogger(__name__)
 WARM_UPS = 2  # runs before a capture: modules load and handles are made at the first

@@ -1,7 +1,7 @@
 """The cost card: what a program will cost, before anything of it runs.
 
-Counts follow from the plan. Times come from a model of the device (:mod:`mcfhe.throughput`) for the server's part, and
-for the client's part from a small batch of the same shape under a key of its own, which is thrown away.
+Counts follow from the plan. Times come from a model of the device (:mod:`mcfhe.cost.throughput`) for the server's part,
+and for the client's part from a small batch of the same shape under a key of its own, which is thrown away.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def predict(
 
     ``evaluate`` is without the reduction of constants modulo a key that the server meets for the first time.
     """
-    from mcfhe.throughput import seconds_of
+    from mcfhe.cost.throughput import seconds_of
 
     limbs = cost_of(
         program.integer_program(profile),

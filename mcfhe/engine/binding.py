@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mcfhe.engine.schedule import Item
 from mcfhe.graph.steps import (
     AddStep,
     ConcatStep,
@@ -17,7 +18,6 @@ from mcfhe.graph.steps import (
     PoolStep,
     TensorSquareStep,
 )
-from mcfhe.schedule import Item
 
 RESIDUE_BYTES = 8
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mcfhe.activations import PolyActivation
 from mcfhe.arguments import number, require, training_device, whole
-from mcfhe.conversion import network_input, run
+from mcfhe.conversion.convert import network_input, run
 from mcfhe.errors import ParameterError
 
 __all__ = ["FineTuning", "FineTuningReport", "finetune"]

@@ -3,10 +3,10 @@
 :class:`Engine` holds what all keys share (the weights). :meth:`Engine.bind` reduces the exact constants modulo each
 limb of one basis; :meth:`Engine.run` evaluates residues tile by tile: limbs and streams are independent, so a tile of
 some limbs and some streams passes through the whole network before the next one starts, and the memory held is that
-of the two largest neighbouring layers of one tile. How tiles reach a GPU is :mod:`mcfhe.cuda_runner`.
+of the two largest neighbouring layers of one tile. How tiles reach a GPU is :mod:`mcfhe.engine.cuda_runner`.
 
 In a lattice program some steps mix limbs and coefficients. There tiles pass from one of those to the next
-(:mod:`mcfhe.schedule`), and the values in between are kept whole, packed to 32 bits.
+(:mod:`mcfhe.engine.schedule`), and the values in between are kept whole, packed to 32 bits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from torch import Tensor
 
 from mcfhe import ops
 from mcfhe.arguments import torch_device, whole
-from mcfhe.binding import RESIDUE_BYTES, Binding, bind
+from mcfhe.engine.binding import RESIDUE_BYTES, Binding, bind
+from mcfhe.engine.ring_runner import RingRunner
+from mcfhe.engine.schedule import Item, Part, components, fuse, schedule
+from mcfhe.engine.tiling import VECTOR, Piece, Tile, fit
+from mcfhe.engine.workers import empty_for_threads, run_tiles
 from mcfhe.errors import ParameterError
 from mcfhe.graph.steps import (
     AddStep,
@@ -37,13 +41,9 @@ from mcfhe.graph.steps import (
     RelineariseStep,
     TensorSquareStep,
 )
-from mcfhe.ring_runner import RingRunner
-from mcfhe.schedule import Item, Part, components, fuse, schedule
-from mcfhe.tiling import VECTOR, Piece, Tile, fit
-from mcfhe.workers import empty_for_threads, run_tiles
 
 if TYPE_CHECKING:
-    from mcfhe.cuda_runner import CudaRunner
+    from mcfhe.engine.cuda_runner import CudaRunner
 
 # A tile's live residues on a CPU, where each thread has its own tile: they stay in the second-level cache. Measured on
 # the demo network with one thread: 2 MiB is 1.5 times as fast as 32 MiB and three times as fast as no tiling at all.
@@ -95,8 +95,8 @@ class Engine:
         self.runner = self._make_runner() if self.device.type == "cuda" and self._ring is None else None
 
     def _make_runner(self) -> CudaRunner:
-        from mcfhe.cuda_runner import CudaRunner, graphs_wanted
-        from mcfhe.cuda_runtime import CudaRuntime
+        from mcfhe.engine.cuda_runner import CudaRunner, graphs_wanted
+        from mcfhe.engine.cuda_runtime import CudaRuntime
 
         graphs = graphs_wanted() if self.cuda_graphs is None else self.cuda_graphs
         runtime = CudaRuntime(self.device, graphs)

@@ -12,8 +12,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from mcfhe.alternatives import WIDTHS, cheapest
 from mcfhe.arguments import whole
+from mcfhe.compiler.alternatives import WIDTHS, cheapest
+from mcfhe.compiler.search import Calibration, Search
+from mcfhe.compiler.shortfall import require_some_basis
 from mcfhe.errors import ParameterError
 from mcfhe.graph.import_ import check_shape, import_module
 from mcfhe.graph.nodes import Graph
@@ -29,10 +31,8 @@ from mcfhe.modular.constants import (
 )
 from mcfhe.modular.plan import quantise
 from mcfhe.program import Program
-from mcfhe.search import Calibration, Search
-from mcfhe.shortfall import require_some_basis
 from mcfhe.spec import DEFAULT_PROFILE, PROFILES
-from mcfhe.uncut import Uncut
+from mcfhe.staged.uncut import Uncut
 
 __all__ = ["compile"]
 
@@ -74,10 +74,10 @@ def compile(
         mean, std: a pixel u in 0..255 of channel c enters the network as (u / 255 - mean_c) / std_c; one number, or
             one a channel; std positive.
         scale_bits: log2 of the scale Delta, 1..30. More bits: closer to the float model, more limbs. "auto" searches
-            the scales of the input and of every layer for the fewest limbs, see :mod:`mcfhe.search`; what was tried is
-            then in ``program.search``.
+            the scales of the input and of every layer for the fewest limbs, see :mod:`mcfhe.compiler.search`; what was
+            tried is then in ``program.search``.
         amplification_bits: log2 of the amplification a, 0..20. Noise is below a / 2. "auto" takes the most that costs
-            no limb, 2 at least, see :mod:`mcfhe.alternatives`.
+            no limb, 2 at least, see :mod:`mcfhe.compiler.alternatives`.
         modulus_bits: width of the primes that a client draws, 8..31. "auto" takes 30 or 31, whichever needs fewer.
         guard_bits: the moduli's product exceeds twice the largest proved output by this factor, 0..256.
         labels: a name for each score; "0", "1", ... by default.
@@ -99,8 +99,8 @@ def compile(
         degree: lattice only: the ring degree, 4,096..32,768; by default the least that is wide enough.
         bounds: "interval", or "quadratic": tighter ones through squares, which take about a second and are computed
             again when the program is loaded. A search for scales counts limbs by intervals.
-        for_refresh: give an :class:`mcfhe.uncut.Uncut` for :func:`mcfhe.refresh`, which may be deeper than any program:
-            nothing is planned or certified for the whole, so there is nothing that "auto" could choose by.
+        for_refresh: give an :class:`mcfhe.staged.uncut.Uncut` for :func:`mcfhe.refresh`, which may be deeper than any
+            program: nothing is planned or certified for the whole, so there is nothing that "auto" could choose by.
         profile: for "auto": patent or hardened, whose limbs are counted. The program serves both.
 
     Raises:

@@ -24,7 +24,7 @@ from mcfhe.errors import ParameterError, WorkerError
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.program import Program
 from mcfhe.server import Evaluator, Server, check_request
-from mcfhe.sharding import Shard, cut
+from mcfhe.sharding.cuts import Shard, cut
 from mcfhe.wire import Request, Response
 
 _LOG = logging.getLogger("mcfhe")

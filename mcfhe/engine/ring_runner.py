@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mcfhe import ops
+from mcfhe.engine.workers import empty_for_threads, run_tiles
 from mcfhe.graph.steps import DropStep, RelineariseStep, RescaleStep, Ring, Step
 from mcfhe.lattice.ring import ntt_tables
-from mcfhe.workers import empty_for_threads, run_tiles
 
 # Residues of the ciphertexts that one call works on. Tens of them share what a call spends on the relinearisation key:
 # packing it once, and reading a part that does not fit a second-level cache.

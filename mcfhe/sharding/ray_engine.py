@@ -5,7 +5,7 @@ itself serialises calls, arrays and exceptions with pickle, between processes th
 to a Ray cluster can run code on it, so its ports must not be open to others. The service's clients never reach them.
 
 Ray restarts an actor whose process died (``max_restarts``) and never repeats a call (``max_task_retries=0``): what
-becomes of a lost shard is decided by :class:`mcfhe.sharded.ShardedServer`.
+becomes of a lost shard is decided by :class:`mcfhe.sharding.sharded.ShardedServer`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from mcfhe.errors import McfheError, ParameterError
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.program import Program
-from mcfhe.sharded import DEADLINE_S, ShardedServer, require_shards
+from mcfhe.sharding.sharded import DEADLINE_S, ShardedServer, require_shards
 
 START_S = 120.0  # until all actors have loaded torch and the program
 ASK_AGAIN_S = 0.5
@@ -54,7 +54,7 @@ class Evaluation:
 
 
 class RayWorker:
-    """An actor, for one of its programs. See :class:`mcfhe.sharded.Worker`."""
+    """An actor, for one of its programs. See :class:`mcfhe.sharding.sharded.Worker`."""
 
     def __init__(self, name: str, actor: Any, program_id: str, arguments: Any) -> None:
         self.name = name

@@ -12,7 +12,7 @@ decrypted values carry noise, so a value near the middle between two levels may 
 from levels without noise again. :meth:`StagedProgram.predict_levels` says how many are expected to change, and
 :meth:`StagedProgram.evaluate_plain` is the network without noise, levels from exact integers.
 
-This module is the server's half: programs, no keys (:mod:`mcfhe.staged_client`).
+This module is the server's half: programs, no keys (:mod:`mcfhe.staged.client`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mcfhe.lattice.wire import LatticeRequest
 from mcfhe.program import Program, load_program
 from mcfhe.server import Server
 from mcfhe.spec import DEFAULT_PROFILE
-from mcfhe.staged_spec import MAX_STAGES, Levels, StagedSpec, check_chain, staged_id
+from mcfhe.staged.spec import MAX_STAGES, Levels, StagedSpec, check_chain, staged_id
 from mcfhe.wire import Request, check_kind
 
 __all__ = ["CutPrecision", "Levels", "StagedProgram", "StagedServer", "StagedSpec"]

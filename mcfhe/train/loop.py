@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from mcfhe import datasets, models
 from mcfhe.activations import PolyActivation
 from mcfhe.arguments import number, training_device, whole
-from mcfhe.augment import AUGMENTATIONS
 from mcfhe.cards import ModelCard
 from mcfhe.datasets import Dataset
 from mcfhe.errors import ParameterError
-from mcfhe.range_penalty import RangePenalty
 from mcfhe.scoring import accuracy, normalise, statistics
+from mcfhe.train.augment import AUGMENTATIONS
+from mcfhe.train.range_penalty import RangePenalty
 
 PRECISIONS = ("float32", "bfloat16")
 GRID_BITS = 8  # log2 of the scale that compile() takes by default
@@ -110,7 +110,7 @@ def train(
         limit: use only the first so many images of either split.
         device: of the training; the returned model is on the CPU.
         label_smoothing: share of every target that goes to all classes alike, 0 <= s < 1.
-        range_penalty: weight, >= 0, of :class:`mcfhe.range_penalty.RangePenalty` in the loss.
+        range_penalty: weight, >= 0, of :class:`mcfhe.train.range_penalty.RangePenalty` in the loss.
         precision: ``bfloat16`` runs convolutions and linear layers in it, channels last, on weights kept in float32;
             faster where the processor has bfloat16 products.
         initial: go on from this model file, without batch norm: the network that is trained is then the one that is

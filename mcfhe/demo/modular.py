@@ -17,11 +17,11 @@ import torch
 import mcfhe
 from mcfhe.cards import ModelCard
 from mcfhe.datasets import SAMPLE, Dataset
+from mcfhe.demo.stages import shown, timed
 from mcfhe.modular import audit
 from mcfhe.program import Program
 from mcfhe.scoring import scores
 from mcfhe.spec import ClientSpec
-from mcfhe.stages import shown, timed
 from mcfhe.wire import Request, Response
 
 # What this stands beside: RT-HCNN, doi 10.1109/JIOT.2023.3313443, one MNIST image on an RTX 3090.

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from mcfhe.activations import PolyActivation
 from mcfhe.arguments import require, whole
-from mcfhe.conversion_sites import ACTIVATIONS, MAX_POOLS, Elementwise, separated
+from mcfhe.conversion.fitting import MAX_DEGREE, Fit, Histogram, InputRange, fit
+from mcfhe.conversion.sites import ACTIVATIONS, MAX_POOLS, Elementwise, separated
 from mcfhe.errors import ImageError, ParameterError
-from mcfhe.fitting import MAX_DEGREE, Fit, Histogram, InputRange, fit
 from mcfhe.graph.settings import per_channel as for_each_channel
 from mcfhe.scoring import normalise
 
@@ -94,8 +94,8 @@ def convert(
     """Replace every activation by a polynomial fitted to its inputs, and every max pool by the average of its window.
 
     Layers are replaced in the order in which they run, each fitted on what the layers before it, replaced already, make
-    of the calibration images. The fit is weighted least squares (:mod:`mcfhe.fitting`). A converted network has lost
-    accuracy, most of it where a max pool was; :func:`mcfhe.finetune` wins it back.
+    of the calibration images. The fit is weighted least squares (:mod:`mcfhe.conversion.fitting`). A converted network
+    has lost accuracy, most of it where a max pool was; :func:`mcfhe.finetune` wins it back.
 
     Args:
         model: any network that ends in scores; ``nn`` activations, their functions in ``forward()`` and layers that run

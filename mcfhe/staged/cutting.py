@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from mcfhe.arguments import require, whole
-from mcfhe.cut_search import CutSearch
 from mcfhe.errors import DepthError, ParameterError, UnsupportedLayerError
 from mcfhe.graph.compiled import Compiled
 from mcfhe.graph.floats import float_values
@@ -23,8 +22,9 @@ from mcfhe.graph.settings import Settings
 from mcfhe.modular.constants import scaled_constants
 from mcfhe.program import Program
 from mcfhe.spec import DEFAULT_PROFILE, PROFILES
-from mcfhe.staged import StagedProgram
-from mcfhe.staged_spec import TOP, Levels
+from mcfhe.staged.cut_search import CutSearch
+from mcfhe.staged.program import StagedProgram
+from mcfhe.staged.spec import TOP, Levels
 
 __all__ = ["refresh"]
 

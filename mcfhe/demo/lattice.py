@@ -13,11 +13,11 @@ import torch
 import mcfhe
 from mcfhe.cards import ModelCard
 from mcfhe.datasets import SAMPLE
+from mcfhe.demo.stages import shown, timed
 from mcfhe.lattice.program import LatticeProgram
 from mcfhe.lattice.report import message_bytes
 from mcfhe.lattice.server import LatticeServer
 from mcfhe.scoring import scores as scores_of
-from mcfhe.stages import shown, timed
 
 SCALE_BITS = 10
 NOISE_IMAGES = 64  # that the prediction is simulated on

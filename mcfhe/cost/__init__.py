@@ -1,0 +1,1 @@
+"""What a program costs, counted and predicted before anything runs."""

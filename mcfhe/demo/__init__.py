@@ -1,0 +1,1 @@
+"""The whole of either scheme on shipped images, timed and checked."""

@@ -1,0 +1,1 @@
+"""Several workers behind one evaluator, on the devices of one machine or of a cluster."""
