@@ -29,7 +29,7 @@ def whole(name: str, value: Any) -> int:
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise ParameterError(f"{name} = {_shown(value)} is not a whole number") from None
+        raise ParameterError(f"{name} = {shown(value)} is not a whole number") from None
 
 
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> float:
@@ -39,11 +39,11 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
             raise TypeError
         found = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise ParameterError(f"{name} = {_shown(value)} is not a number") from None
+        raise ParameterError(f"{name} = {shown(value)} is not a number") from None
     if not math.isfinite(found) or not low <= found <= high or (above and found == low):
         limits = [f"{'above' if above else 'at least'} {low:g}"] if low > -math.inf else []
         limits += [f"at most {high:g}"] if high < math.inf else []
-        raise ParameterError(f"{name} = {_shown(value)}: use a finite number {', '.join(limits)}".rstrip())
+        raise ParameterError(f"{name} = {shown(value)}: use a finite number {', '.join(limits)}".rstrip())
     return found
 
 
@@ -56,7 +56,7 @@ def torch_device(device: Any) -> torch.device:
             return torch.device(device)
         except RuntimeError:
             pass
-    raise ParameterError(f"device {_shown(device)}: choose cpu, cuda or cuda:NUMBER")
+    raise ParameterError(f"device {shown(device)}: choose cpu, cuda or cuda:NUMBER")
 
 
 def training_device(device: Any) -> torch.device:
@@ -66,8 +66,8 @@ def training_device(device: Any) -> torch.device:
     found = torch_device(device)
     try:
         torch.zeros(1, device=found).item()
-    except (RuntimeError, NotImplementedError, AssertionError):  # the last from a torch without CUDA
-        raise ParameterError(f"device {_shown(device)}: this torch cannot compute on it; use device='cpu'") from None
+    except (RuntimeError, AssertionError):  # the second from a torch without CUDA
+        raise ParameterError(f"device {shown(device)}: this torch cannot compute on it; use device='cpu'") from None
     return found
 
 
@@ -75,14 +75,14 @@ def file_path(path: Any, name: str = "path") -> str:
     """A path that can be opened: text without NUL."""
     found = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(found, str) or "\0" in found:
-        raise ParameterError(f"{name} {_shown(path)}: give the name of a file")
+        raise ParameterError(f"{name} {shown(path)}: give the name of a file")
     return found
 
 
-def _shown(value: object) -> str:
-    """Short, whatever was given: numbers may have more digits than Python prints."""
+def shown(value: object, most: int = 80) -> str:
+    """At most so many ASCII characters, whatever was given: numbers may have more digits than Python prints."""
     try:
-        text = repr(value)
+        text = ascii(value)
     except ValueError:
         return "a number of thousands of digits"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."

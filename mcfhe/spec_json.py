@@ -8,6 +8,7 @@ import re
 from collections.abc import Set
 from typing import Any
 
+from mcfhe.arguments import shown
 from mcfhe.errors import FormatError
 
 
@@ -27,7 +28,7 @@ def check_header(body: Any, kind: str, version: int, fields: Set[str]) -> None:
         raise FormatError(f"client spec: field 'format' is not {kind!r}")
     found = body.get("version")
     if type(found) is not int or found != version:
-        raise FormatError(f"client spec: version {_shown(found)}, this build reads {version}")
+        raise FormatError(f"client spec: version {shown(found)}, this build reads {version}")
     if set(body) != fields:
         raise FormatError(f"client spec: not the fields {', '.join(sorted(fields))}")
 
@@ -35,7 +36,7 @@ def check_header(body: Any, kind: str, version: int, fields: Set[str]) -> None:
 def whole(field: str, value: object) -> int:
     """A whole number."""
     if type(value) is not int:  # not isinstance: True is no number
-        raise FormatError(f"client spec: {field}: {_shown(value)} is no whole number")
+        raise FormatError(f"client spec: {field}: {shown(value)} is no whole number")
     return value
 
 
@@ -46,13 +47,13 @@ def real(field: str, value: object) -> float:
             return float(value)
     except OverflowError:
         pass
-    raise FormatError(f"client spec: {field}: {_shown(value)} is no number")
+    raise FormatError(f"client spec: {field}: {shown(value)} is no number")
 
 
 def listed(field: str, value: object) -> list[Any]:
     """A list: texts and objects can be walked through, too."""
     if not isinstance(value, list):
-        raise FormatError(f"client spec: {field}: {_shown(value)} is no list")
+        raise FormatError(f"client spec: {field}: {shown(value)} is no list")
     return value
 
 
@@ -65,7 +66,7 @@ def shape(field: str, value: object) -> tuple[int, int, int]:
     """Three whole numbers, 1 or more: (C, H, W)."""
     sizes = wholes(field, value)
     if len(sizes) != 3 or min(sizes) < 1:
-        raise FormatError(f"client spec: {field} {_shown(value)} is not (C, H, W)")
+        raise FormatError(f"client spec: {field} {shown(value)} is not (C, H, W)")
     return (sizes[0], sizes[1], sizes[2])
 
 
@@ -73,7 +74,7 @@ def names(field: str, value: object) -> tuple[str, ...]:
     """Printable texts that are not empty."""
     for entry in (found := listed(field, value)):
         if not isinstance(entry, str) or not entry or not entry.isprintable():
-            raise FormatError(f"client spec: {field}: {_shown(entry)} is no printable text")
+            raise FormatError(f"client spec: {field}: {shown(entry)} is no printable text")
     return tuple(found)
 
 
@@ -82,12 +83,3 @@ def identity(field: str, value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
         raise FormatError(f"client spec: {field} is not 64 lower-case hex digits")
     return value
-
-
-def _shown(value: object) -> str:
-    """Short, whatever was sent: numbers may have more digits than Python prints."""
-    try:
-        text = ascii(value)
-    except ValueError:
-        return "a number of thousands of digits"
-    return text if len(text) <= 40 else text[:37] + "..."
