@@ -48,6 +48,7 @@ from mcfhe.graph.steps import (
 from mcfhe.modular.constants import LayerConstants, pool_factor
 
 ALIGNMENT_BITS = 13  # a sum's operands are brought to one scale within 2^-13 of it
+SCALE_BITS = (-100, 900)  # least and most of any value's scale, so that ratios fit floats; rings hold less than 881
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def lower_lattice(
     Raises:
         UnsupportedLayerError: an activation that is not quadratic, or a linear one that no sum reads.
         ParameterError: a placement after no node, one that leaves no limb or relinearises two components, a square of
-            three components, or a concatenation of two and three.
+            three components, a concatenation of two and three, or a scale outside 2^:data:`SCALE_BITS`.
     """
     if not all(0 < index < len(graph.nodes) for index in placements):
         raise ParameterError(f"placements after nodes {sorted(placements)}: there are 1..{len(graph.nodes) - 1}")
@@ -152,13 +153,21 @@ def lower_lattice(
     return IntegerProgram(
         steps=tuple(builder.steps),
         input_shape=graph.input_shape,
-        input_order=_order(builder.levels[0]),
+        input_order=_order(builder.levels[0], graph.nodes[0].name),
         ring=ring,
         levels=tuple(builder.levels),
     )
 
 
-def _order(level: Level) -> Order:
+def _order(level: Level, name: str) -> Order:
+    """Of a value of layer ``name``. Every level passes here before anything else is computed from it."""
+    least, most = SCALE_BITS
+    if not Fraction(2) ** least <= level.scale <= 2**most:
+        bits = log2(level.scale.numerator) - log2(level.scale.denominator)  # the ratio may not fit a float
+        raise ParameterError(
+            f"layer {name!r}: a scale of 2^{bits:.0f} is outside 2^{least} to 2^{most}; rescale "
+            f"{'more' if bits > 0 else 'less'} often before it"
+        )
     return Order(0, max(0, round(log2(level.scale))))
 
 
@@ -209,7 +218,9 @@ class _Builder:
                 exact = [[Fraction(float(c)) for c in row[:2]] for row in linear[slot].coefficients]
                 rows = tuple((round(c0 * scale), round(c1 * ratio), 0) for c0, c1 in exact)
             level = Level(limbs, 3, scale)
-            step = TensorSquareStep(name=name, inputs=(value,), shape=shape, order=_order(level), coefficients=rows)
+            step = TensorSquareStep(
+                name=name, inputs=(value,), shape=shape, order=_order(level, name), coefficients=rows
+            )
             made.append(self._push((step, level)))
         return tuple(made)
 
@@ -237,7 +248,7 @@ class _Builder:
 
     def _ring_step(self, kind: type[Step], node: Node, shape: Shape, level: Level, **fields: int) -> None:
         source = (self.value[-1],)
-        step = kind(name=node.name, inputs=source, shape=shape, order=_order(level), **fields)
+        step = kind(name=node.name, inputs=source, shape=shape, order=_order(level, node.name), **fields)
         self.value[-1] = self._push((step, level))
 
     def _push(self, made: tuple[Step, Level]) -> int:
@@ -251,7 +262,7 @@ class _Builder:
             case Conv2d() | Linear():
                 level = Level(x.limbs, x.components, x.scale * 2 ** self.constants.bits(node))
                 bias = None if node.bias is None else _rounded(node.bias, level.scale)
-                weight, order = self.constants.weight(node), _order(level)
+                weight, order = self.constants.weight(node), _order(level, node.name)
                 if isinstance(node, Linear):
                     return LinearStep(
                         name=node.name, inputs=inputs, shape=shape, order=order, weight=weight, bias=bias
@@ -275,7 +286,7 @@ class _Builder:
                     name=node.name,
                     inputs=inputs,
                     shape=shape,
-                    order=_order(level),
+                    order=_order(level, node.name),
                     kernel=node.kernel,
                     stride=node.stride,
                     padding=node.padding,
@@ -290,7 +301,7 @@ class _Builder:
                     name=node.name,
                     inputs=inputs,
                     shape=shape,
-                    order=_order(level),
+                    order=_order(level, node.name),
                     coefficients=square_terms(node, bits, x.scale),
                 ), level
             case Add() | Concat():
@@ -300,13 +311,17 @@ class _Builder:
                 level = Level(min(level.limbs for level in levels), x.components, scale)
                 if isinstance(node, Concat):
                     return ConcatStep(
-                        name=node.name, inputs=inputs, shape=shape, order=_order(level), factors=factors
+                        name=node.name, inputs=inputs, shape=shape, order=_order(level, node.name), factors=factors
                     ), level
                 return AddStep(
-                    name=node.name, inputs=inputs, shape=shape, order=_order(level), factors=(factors[0], factors[1])
+                    name=node.name,
+                    inputs=inputs,
+                    shape=shape,
+                    order=_order(level, node.name),
+                    factors=(factors[0], factors[1]),
                 ), level
             case Flatten():
-                return FlattenStep(name=node.name, inputs=inputs, shape=shape, order=_order(x)), x
+                return FlattenStep(name=node.name, inputs=inputs, shape=shape, order=_order(x, node.name)), x
         raise UnsupportedLayerError(f"layer {node.name!r}: the lattice scheme has no rule for {type(node).__name__}")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import mcfhe
 from mcfhe import container
@@ -31,7 +32,7 @@ from mcfhe.lattice.server import LatticeServer
 from mcfhe.lattice.wire import LatticeResponse
 from mcfhe.program import Program
 from mcfhe.wire import Request
-from tests.lattice.support import small_program
+from tests.lattice.support import Square, small_program
 from tests.test_wire import repack
 
 IMAGES = torch.randint(0, 256, (3, 2, 3, 3), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
@@ -84,6 +85,23 @@ def test_forged_plans_are_refused_at_once(program: LatticeProgram, plan: dict[st
     with pytest.raises(FormatError, match="program: "):
         Program.from_bytes(forged(program, **plan))
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(("input_bits", "rescales", "bits"), [(60, (0,) * 5, "1108"), (1, (26, 0, 0, 0, 0), "-1..")])
+def test_forged_plans_whose_scales_fit_no_float_are_refused(
+    input_bits: int, rescales: tuple[int, ...], bits: str
+) -> None:
+    torch.manual_seed(1)
+    layers = [layer for _ in rescales for layer in (nn.Linear(2, 2), Square())]
+    model = nn.Sequential(nn.Flatten(), *layers, nn.Linear(2, 2)).eval()
+    deep = mcfhe.compile(model, (1, 1, 2), scheme="lattice", scale_bits=4, precision_bits=5, degree=32768)
+    assert isinstance(deep, LatticeProgram)
+    squares = [index for index, _ in deep.plan.placements]
+    left = [28 - sum(rescales[: i + 1]) for i in range(len(rescales))]
+    placements = [[i, count, limbs, 1] for i, count, limbs in zip(squares, rescales, left, strict=True)]
+    data = forged(deep, degree=32768, limbs=28, input_bits=input_bits, placements=placements)
+    with pytest.raises(FormatError, match=rf"a scale of 2\^{bits} is outside 2\^-100 to 2\^900"):
+        Program.from_bytes(data)
 
 
 def test_forged_bodies_are_refused(program: LatticeProgram) -> None:
