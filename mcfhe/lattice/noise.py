@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from math import factorial, sqrt
 
-ERROR_STD = 3.2  # of a fresh coefficient: SEAL's seal::util::global_variables::noise_standard_deviation
+# Of a fresh coefficient: the weight of 21 random bits less that of 21 others, variance 21 / 2. SEAL draws so unless it
+# is built with SEAL_USE_GAUSSIAN_NOISE (native/src/seal/util/rlwe.cpp, sample_poly_cbd), instead of a normal 3.2.
+ERROR_STD = sqrt(21 / 2)
 
 
 def _slots(degree: int, variance: float) -> float:
@@ -36,7 +38,8 @@ def relinearised(degree: int, limbs: int, modulus_bits: int, special_bits: int) 
     """Digits uniform below 2^modulus_bits times the key's errors, over the special modulus; and its rounding.
 
     SEAL does not centre digits, so three quarters of this come from their mean, a multiple of 1 + X + .. + X^(n-1): it
-    falls on the few slots whose root is near 1, slot 0 first, where noise is up to sqrt(0.3 n) times the average.
+    falls on the few slots whose root is near 1, slot 0 first, where noise is up to sqrt(0.3 n) times the average. A
+    typical slot has half of the average.
     """
     digits = limbs * degree * 4.0**modulus_bits / 3 * ERROR_STD**2 / 4.0**special_bits
     return _slots(degree, digits + (1 + 2 * degree / 3) / 12)
