@@ -1,4 +1,5 @@
-"""The demo network on the device: one image, many images, and the cost against N, M, batch and image size."""
+"""The demo network on the device: one image, many images, the cost against N, M, batch and image size; and encrypted in
+the lattice scheme, a full batch of it."""
 
 from __future__ import annotations
 
@@ -14,6 +15,10 @@ from benchmarks.gpu_plan import DEMO_LIMBS, NetworkCase, limbs_needed, moduli
 from mcfhe.cards import ModelCard
 from mcfhe.engine import Engine
 from mcfhe.graph.steps import IntegerProgram
+from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
+from mcfhe.lattice.program import LatticeProgram
+from mcfhe.lattice.server import LatticeServer, expanded
+from mcfhe.lattice.wire import SEED_BYTES, LatticeRequest
 
 PROFILE = "patent"
 REPEATS_MS = 1500.0  # about how long one row's repeats may take
@@ -93,3 +98,54 @@ def _without_graphs(bench: Stand, case: NetworkCase, x: Tensor) -> Any:
     engine = engine_of(case.image, False)
     binding = engine.bind(moduli(case.limbs))
     return bench.clock.wall(lambda: engine.run(binding, x))
+
+
+@cache
+def lattice_program() -> LatticeProgram:
+    """The shipped LeNet with the scale of ``make bench-lattice``."""
+    model = mcfhe.models.lenet(pretrained="fashion-mnist")
+    card = model.mcfhe_metadata
+    if not isinstance(card, ModelCard):
+        raise TypeError("the shipped model has no card")
+    program = mcfhe.compile(model, card.input_shape, card.mean, card.std, scale_bits=10, scheme="lattice")
+    if not isinstance(program, LatticeProgram):
+        raise TypeError("compile gave no lattice program")
+    return program
+
+
+def lattice_row(bench: Stand, program: LatticeProgram) -> dict[str, Any]:
+    """A full batch under a key, both uniform residues, which take as long as real ones and need no SEAL.
+
+    Milliseconds of ciphertexts on the device, of a request as it is received (half of it seeds, which the host
+    expands), and of that expansion alone. Every residue of the answer is compared with the CPU's.
+    """
+    ring, spec = program.plan.ring, program.client_spec()
+    limbs = len(ring.moduli)
+    key = bench.residues((*ring.moduli, ring.special), limbs, 2, ring.degree).permute(1, 2, 0, 3)
+    ciphertext = bench.residues(ring.moduli, *spec.input_shape, ring.degree).to(torch.int32).cpu()
+    request = LatticeRequest(
+        ciphertext,
+        LatticeEvaluationKey(ring, key.to(torch.int32).cpu().contiguous()),
+        program.program_id,
+        program.slots,
+        seeds=torch.randint(0, 256, (*spec.input_shape, SEED_BYTES), dtype=torch.uint8),
+    )
+    server = LatticeServer(program, bench.device)
+    binding = server.bind(request.evaluation_key)
+    if not torch.equal(server.evaluate(request).residues, LatticeServer(program).evaluate(request).residues):
+        raise WrongResult("lattice network: the device differs from the CPU")
+    x = expanded(request).to(bench.device)
+    engine = server._engine
+    resident = bench.clock.wall(lambda: engine.run(binding, x), 10)
+    received = bench.clock.wall(lambda: server.evaluate(request), 5)
+    return {
+        "name": f"demo network, n = {ring.degree}, L = {limbs}, {program.slots} images",
+        "degree": ring.degree,
+        "limbs": limbs,
+        "batch": program.slots,
+        "resident": resident.to_json(),
+        "received": received.to_json(),
+        "expansion": bench.clock.wall(lambda: expanded(request), 5).to_json(),
+        "ms_per_image": resident.median / program.slots,
+        "ms_per_image_received": received.median / program.slots,
+    }

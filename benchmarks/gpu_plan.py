@@ -160,6 +160,9 @@ class LatticeCase:
         return ENTRY * self.limbs * self.positions * self.n
 
 
+LATTICE_NETWORK = "demo network in the lattice scheme, a full batch"
+
+
 def lattice_cases() -> list[LatticeCase]:
     """As many limbs as the 128-bit table of HomomorphicEncryption.org allows, or 24."""
     return [LatticeCase(8192, 6, 512), LatticeCase(16384, 13, 96), LatticeCase(32768, 24, 16)]
@@ -200,6 +203,7 @@ def describe() -> list[str]:
         )
     for lattice in lattice_cases():
         lines.append(f"lattice ops, {lattice.title:36} {3 * lattice.component / 2**30:6.2f} GiB a relinearisation")
+    lines.append(LATTICE_NETWORK)
     for network in network_cases():
         lines.append(f"demo network, {network.axis:6} {network.title:36} {network.sub_images:9} sub-images")
     return lines

@@ -20,6 +20,9 @@ from benchmarks.gpu_timing import Ceilings, Timing
 from benchmarks.render_gpu import gpu_table
 from mcfhe.engine import Engine
 from mcfhe.engine.cuda_runner import CudaRunner
+from mcfhe.lattice.server import LatticeServer
+from mcfhe.lattice.wire import LatticeRequest, LatticeResponse
+from tests.lattice.support import small_program
 from tests.shapes import ConvShape
 from tests.test_cuda_runner import HostRuntime
 
@@ -40,7 +43,8 @@ def test_dry_run_needs_no_device(capsys: pytest.CaptureFixture[str]) -> None:
         assert case.title in out
     for lattice in gpu_plan.lattice_cases():
         assert lattice.title in out
-    assert out.count("demo network") == len(gpu_plan.network_cases())
+    assert out.count("demo network") == len(gpu_plan.network_cases()) + 1
+    assert gpu_plan.LATTICE_NETWORK in out
 
 
 @needs_no_device
@@ -57,12 +61,12 @@ def test_a_budget_must_be_positive() -> None:
 def test_it_runs_without_the_client() -> None:
     """A GPU machine may lack what only secret keys need."""
     code = (
-        "import sys; sys.modules['cryptography'] = None\n"
+        "import sys; sys.modules['cryptography'] = sys.modules['tenseal'] = sys.modules['zstandard'] = None\n"
         "import benchmarks.compare, benchmarks.gpu, benchmarks.gpu_kernels, benchmarks.gpu_network\n"
         "import benchmarks.gpu_lattice, tests.gpu.test_cuda_lattice_ops\n"
         "import tests.gpu.test_cuda_lattice; tests.gpu.test_cuda_lattice.program()\n"
         "import tests.gpu.conftest, tests.gpu.test_cuda_engine, tests.gpu.test_cuda_ops, tests.gpu.test_cuda_runtime\n"
-        "benchmarks.gpu_network.program_of(28)\n"
+        "benchmarks.gpu_network.program_of(28), benchmarks.gpu_network.lattice_program()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -234,6 +238,23 @@ def network_row(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return gpu_network.row(bench(StandIn()), gpu_plan.NetworkCase("batch", limbs=2, lanes=2))
 
 
+def test_lattice_network_row_refuses_what_differs_from_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = small_program()
+    row = gpu_network.lattice_row(bench(StandIn()), program)
+    assert row["ms_per_image"] == row["resident"]["median"] / program.slots
+    assert json.loads(json.dumps(row)) == row
+    evaluate, calls = LatticeServer.evaluate, iter(range(9))
+
+    def wrong_at_first(server: LatticeServer, request: LatticeRequest) -> LatticeResponse:
+        response = evaluate(server, request)
+        response.residues[0, 0, 0] += next(calls) == 0
+        return response
+
+    monkeypatch.setattr(LatticeServer, "evaluate", wrong_at_first)
+    with pytest.raises(gpu_kernels.WrongResult, match="lattice network"):
+        gpu_network.lattice_row(bench(StandIn()), program)
+
+
 def report(monkeypatch: pytest.MonkeyPatch, device: str = "Made-Up 100") -> dict[str, Any]:
     found: dict[str, Any] = {
         "format": gpu.FORMAT,
@@ -244,6 +265,7 @@ def report(monkeypatch: pytest.MonkeyPatch, device: str = "Made-Up 100") -> dict
         "ceilings": {"copy_bytes_per_second": 1e12, "products_per_second": {"double": 1e12}},
         "kernels": list(gpu_kernels.conv_rows(bench(StandIn(refused="int8")), CASE)),
         "network": [network_row(monkeypatch)],
+        "lattice": [gpu_network.lattice_row(bench(StandIn()), small_program())],
         "skipped": ["late"],
         "failed": [{"name": "bad", "error": "why"}],
     }
@@ -259,7 +281,9 @@ def test_targets_tables_and_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "one image, upload and download, ms" in names
     by_name = {row["name"]: row for row in made["targets"]}
     assert by_name["conv2, L = 8, S = 4096: times the naive kernel"]["met"] is False
+    assert "lattice scheme, full batch, ms an image, as received" in names
     text = "\n".join(gpu.table(made))
+    assert "n = 4096, L = 2, 2048 images: 2.0 ms on the device, 2.0 as received" in text
     assert "FAILED bad: why" in text
     assert "refused" in text
     assert "MISSED" in text
