@@ -117,6 +117,8 @@ def measure(budget: float, started: float, out: Path | None) -> tuple[dict[str, 
     }
     report |= {"kernels": [], "network": [], "lattice": [], "skipped": [], "failed": [], "published": PUBLISHED}
 
+    write(report, path)  # what a build or a first case that never ends leaves
+
     stand = gpu_kernels.Stand(Clock(device), device)
     jobs: list[Job] = []
     for network in gpu_plan.network_cases():

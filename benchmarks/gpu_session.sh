@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-build/gpu-session}
 TOTAL=${TOTAL:-510} # seconds
+PROBE=${PROBE:-60}  # of these at most for asking torch which device there is: a broken driver may never answer
 mkdir -p "$OUT"
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 MCFHE_WITH_CUDA=1
 export MAX_JOBS=${MAX_JOBS:-$(nproc)}
@@ -47,13 +48,13 @@ sys.exit(pytest.main(sys.argv[1:]))'
 least() { (($1 < $2)) && echo "$1" || echo "$2"; }
 
 if [ -z "${TORCH_CUDA_ARCH_LIST:-}" ]; then
-    TORCH_CUDA_ARCH_LIST=$("$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') || {
-        echo "gpu_session: torch sees no CUDA device" >&2
+    TORCH_CUDA_ARCH_LIST=$(timeout --kill-after=5 "$PROBE" "$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())') || {
+        echo "gpu_session: torch sees no CUDA device, or does not say so within $PROBE s" >&2
         exit 1
     }
     export TORCH_CUDA_ARCH_LIST
 fi
-timeout 30 nvidia-smi > "$OUT/nvidia-smi.log" 2>&1
+timeout --kill-after=5 30 nvidia-smi > "$OUT/nvidia-smi.log" 2>&1
 
 if phase build "$(least 200 "$(left)")" "$PYTHON" setup.py build_ext --inplace; then
     # A test that takes a minute shows where it stands; at the limit pytest stops and lists what failed so far.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -373,3 +374,36 @@ def test_the_session_script_is_valid_shell() -> None:
     script = ROOT / "benchmarks" / "gpu_session.sh"
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     assert script.stat().st_mode & 0o111
+
+
+PYTHON_OF_A_GPU_MACHINE = """#!/usr/bin/env bash
+case "$*" in
+*get_device_capability*) {probe} ;;
+*build_ext*) echo building; exit {build} ;;
+*benchmarks.gpu*) echo "{{}}" > "${{@: -1}}" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("probe", "build", "code", "said"),
+    [
+        ("sleep 600", 0, 1, "torch sees no CUDA device, or does not say so within 1 s"),
+        ("exit 1", 0, 1, "torch sees no CUDA device"),
+        ("echo 9.0", 3, 3, "build    exit 3"),
+        ("echo 9.0", 0, 124, "tests    not run: no time left"),
+    ],
+)
+def test_the_session_ends_whatever_its_first_phases_do(
+    tmp_path: Path, probe: str, build: int, code: int, said: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(PYTHON_OF_A_GPU_MACHINE.format(probe=probe, build=build))
+    python.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "PYTHON": str(python), "OUT": str(tmp_path), "TOTAL": "60", "PROBE": "1"}
+    script = [str(ROOT / "benchmarks" / "gpu_session.sh")]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
+    # a build that succeeds is followed by benchmarks even where there is no time for tests
+    assert (tmp_path / "gpu.json").is_file() == (code == 124)
