@@ -52,7 +52,7 @@ class UnknownKeyError(MismatchError):
 
 
 class WorkerError(McfheError):
-    """Workers died or were late, and the key cannot spare the limbs they had; the request may be sent again."""
+    """Workers died or were late, and what they had cannot be spared; the request may be sent, or made, again."""
 
 
 class ServiceError(McfheError):

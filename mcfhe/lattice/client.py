@@ -16,19 +16,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from mcfhe.arguments import whole
 from mcfhe.container import TensorField
 from mcfhe.errors import DecryptionError, FormatError, ImageError, MismatchError, ParameterError
 from mcfhe.images import check_images
 from mcfhe.keyfile import opened_secret, save_secret
+from mcfhe.lattice.encryption import Parameters, encrypted
 from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
 from mcfhe.lattice.seal import Seal
+from mcfhe.lattice.security import SEED_BYTES
 from mcfhe.lattice.spec import LatticeSpec
-from mcfhe.lattice.wire import SEED_BYTES, LatticeRequest, LatticeResponse
+from mcfhe.lattice.wire import LatticeRequest, LatticeResponse
 from mcfhe.staged.spec import Levels
 from mcfhe.wiping import wipe
 from mcfhe.wire import check_kind, check_match
 
 _KIND = "lattice-client"
+_LEAST_OF_A_WORKER = 32  # ciphertexts: below, starting a process takes longer than it saves
+_MAX_WORKERS = 1024
 KEY_PARTS = {
     "secret_key": TensorField("U8", ((1, 1 << 26),)),
     "relinearisation_key": TensorField("I32", ((1, 64), (2, 2), (2, 65), (1, 1 << 15))),
@@ -83,40 +88,59 @@ class LatticeClient:
         return self._opened
 
     def encrypt(
-        self, images: Any, progress: Callable[[float], None] | None = None, *, seeded: bool = True
+        self,
+        images: Any,
+        progress: Callable[[float], None] | None = None,
+        *,
+        seeded: bool = True,
+        workers: int | None = None,
     ) -> LatticeRequest:
         """Encrypt uint8 images ``[batch, C, H, W]``, 1 <= batch <= n / 2: one ciphertext a pixel, one image a slot.
 
         ``seeded``: half the bytes, see :class:`mcfhe.lattice.wire.LatticeRequest`; the server expands the other half.
-        ImageError for another shape or dtype, or more images than slots. ``progress`` gets the finished share.
+        ``workers``: processes that encrypt; 1 is this one alone, by default as many as torch has threads, if there is
+        enough for all. They get the secret key over a private socket and have ended when this returns.
+        ImageError for another shape or dtype, or more images than slots; ParameterError for fewer workers than 1;
+        WorkerError if one ends before it is done. ``progress`` gets the finished share.
         """
         array = check_images(images, self.spec.input_shape)
         batch, slots = len(array), self.spec.slots
         if batch > slots:
             raise ImageError(f"images: {batch} in one request, the ring has {slots} slots; split the batch")
-        table = np.array(self.spec.table, np.float64) / 2.0**self.spec.scale_bits
-        degree, limbs = self.spec.ring.degree, len(self.spec.ring.moduli)
+        opened = self._secret  # refuses after close()
         channels, height, width = self.spec.input_shape
-        stream = degree if seeded else 2 * degree
-        ciphertext = torch.empty(limbs, channels, height, width, stream, dtype=torch.int32)
+        count, area = channels * height * width, height * width
+        if workers is None:
+            workers = max(1, min(torch.get_num_threads(), count // _LEAST_OF_A_WORKER))
+        elif not 1 <= whole("workers", workers) <= _MAX_WORKERS:
+            raise ParameterError(f"workers = {workers} is not in 1..{_MAX_WORKERS}")
+        parameters = self._parameters(seeded)
+        limbs, words = len(parameters.moduli), parameters.words
+        ciphertext = torch.empty(limbs, channels, height, width, words, dtype=torch.int32)
         seeds = torch.empty(channels, height, width, SEED_BYTES, dtype=torch.uint8) if seeded else None
-        target = ciphertext.view(limbs, -1, stream).numpy().view(np.uint32)
-        encryptor = self._seal.encryptor(self._secret)
-        pixels = array.reshape(batch, channels, -1)
-        values = np.zeros(slots)
-        for channel in range(channels):
-            for place in range(height * width):
-                values[:batch] = table[channel, pixels[:, channel, place]]
-                at = channel * height * width + place
-                scale = 2.0**self.spec.input_bits
-                if seeds is None:
-                    target[:, at] = self._seal.encrypt(encryptor, values, scale)
-                else:
-                    target[:, at], seed = self._seal.encrypt_seeded(encryptor, values, scale)
-                    seeds.view(-1, SEED_BYTES)[at] = torch.frombuffer(bytearray(seed), dtype=torch.uint8)
-                if progress is not None:
-                    progress((at + 1) / (channels * height * width))
+        target = ciphertext.view(limbs, -1, words).numpy().view(np.uint32)
+        pixels = np.ascontiguousarray(array.reshape(batch, count).T)
+        jobs = [(place // area, pixels[place]) for place in range(count)]
+        found = encrypted(jobs, parameters, self._seal, opened, self._serialised, min(workers, count))
+        for done, (place, (residues, seed)) in enumerate(found, 1):
+            target[:, place] = residues
+            if seeds is not None:
+                seeds.view(-1, SEED_BYTES)[place] = torch.frombuffer(bytearray(seed), dtype=torch.uint8)
+            if progress is not None:
+                progress(done / count)
         return LatticeRequest(ciphertext, self.evaluation_key, self.spec.program_id, batch, seeds=seeds)
+
+    def _parameters(self, seeded: bool) -> Parameters:
+        spec, ring = self.spec, self.spec.ring
+        return Parameters(
+            moduli=ring.moduli,
+            special=ring.special,
+            degree=ring.degree,
+            table=spec.table,
+            scale_bits=spec.scale_bits,
+            input_bits=spec.input_bits,
+            seeded=seeded,
+        )
 
     def decrypt(self, response: LatticeResponse, *, request_id: str | None = None) -> torch.Tensor:
         """Scores, float64 ``[batch, labels]``.

@@ -6,8 +6,7 @@ from math import log2, prod
 from typing import TYPE_CHECKING
 
 from mcfhe.graph.steps import AddStep, ConcatStep, Conv2dStep, LinearStep, PoolStep, RelineariseStep
-from mcfhe.lattice.security import MAX_MODULUS_BITS
-from mcfhe.lattice.wire import SEED_BYTES
+from mcfhe.lattice.security import MAX_MODULUS_BITS, SEED_BYTES
 
 if TYPE_CHECKING:
     from mcfhe.lattice.program import LatticeProgram

@@ -28,8 +28,7 @@ import numpy as np
 
 from mcfhe.errors import FormatError, ParameterError
 from mcfhe.graph.steps import Ring
-from mcfhe.lattice.security import require_security
-from mcfhe.lattice.wire import SEED_BYTES
+from mcfhe.lattice.security import SEED_BYTES, require_security
 
 _HEADER = struct.Struct("<HBBBBHQ")
 _CIPHERTEXT = struct.Struct("<32sBQQQdQ")

@@ -1,4 +1,4 @@
-"""Which ring parameters reach 128 bits.
+"""Which ring parameters reach 128 bits, and how long the seed of a uniform polynomial is.
 
 Largest log2 of the product of all moduli, the special one included, for a ternary secret and 128 bits of classical
 security: M. Albrecht et al., Homomorphic Encryption Security Standard, HomomorphicEncryption.org, 2018, table 1. (The
@@ -14,6 +14,8 @@ from mcfhe.errors import ParameterError
 
 #: n -> bits of Q * P.
 MAX_MODULUS_BITS = {1024: 27, 2048: 54, 4096: 109, 8192: 218, 16384: 438, 32768: 881}
+#: Of BLAKE2Xb, as SEAL draws them; a seed is public.
+SEED_BYTES = 64
 
 
 def require_security(degree: int, moduli: Sequence[int]) -> None:

@@ -20,9 +20,9 @@ from mcfhe.container import (
 )
 from mcfhe.errors import FormatError, MismatchError, UnknownKeyError
 from mcfhe.lattice.evaluation_key import KEY_FIELDS, KEY_METADATA, MAX_DEGREE, MAX_LIMBS, LatticeEvaluationKey
+from mcfhe.lattice.security import SEED_BYTES
 from mcfhe.wire import MAX_AXIS, MAX_LABELS, check_hex, check_match, new_request_id
 
-SEED_BYTES = 64
 REQUEST_KIND = "lattice-request"
 KEYED_KIND = "keyed-lattice-request"
 RESPONSE_KIND = "lattice-response"

@@ -1,0 +1,240 @@
+"""Encryption of pixels under SEAL's secret key, in this process or in several.
+
+SEAL's Python module holds the interpreter's lock while it works, so threads would wait for each other. Workers are
+processes of their own: a fresh interpreter that loads SEAL and numpy, not torch, and so is ready in a quarter of a
+second. Keys and pixels go to it over a socket pair that has no name, nothing is pickled, and it ends with its socket.
+Each process draws its randomness from the operating system, as SEAL does for every ciphertext.
+
+A message to a worker: first the parameters as JSON and the serialised secret key; then for every ciphertext u32 channel
+and uint8 pixels. One back: b"+", the seed (64 bytes, or none) and the residues as little-endian u32; or b"-" and why
+not.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, cast
+
+import numpy as np
+
+from mcfhe.errors import WorkerError
+from mcfhe.graph.steps import Ring
+from mcfhe.lattice.seal import Seal
+from mcfhe.lattice.security import SEED_BYTES
+from mcfhe.wiping import wipe
+
+_CHANNEL = struct.Struct("<I")
+_DONE, _FAILED = b"+", b"-"
+_AHEAD = 2  # ciphertexts a worker is given at once, so that it need not wait for the next
+_END_SECONDS = 5.0
+_ERROR_BYTES = 1 << 16
+
+Job = tuple[int, np.ndarray]  # channel, uint8 pixels of the batch
+Encrypted = tuple[np.ndarray, bytes]  # uint32 [L, n] and a seed, or uint32 [L, 2 * n] and none
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What encryption needs beside the key. ``table``: normalised pixels of each channel, times 2^scale_bits."""
+
+    moduli: tuple[int, ...]
+    special: int
+    degree: int
+    table: tuple[tuple[int, ...], ...]
+    scale_bits: int
+    input_bits: int
+    seeded: bool
+
+    @staticmethod
+    def from_json(text: str) -> Parameters:
+        body = json.loads(text)
+        body["moduli"], body["table"] = tuple(body["moduli"]), tuple(map(tuple, body["table"]))
+        return Parameters(**body)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @property
+    def words(self) -> int:
+        """Residues of a limb of what one ciphertext becomes."""
+        return self.degree if self.seeded else 2 * self.degree
+
+    def ring(self) -> Ring:
+        return Ring(self.degree, self.moduli, self.special)
+
+
+class PixelEncryptor:
+    """Turns one pixel of a batch of images into a ciphertext, one image a slot."""
+
+    def __init__(self, parameters: Parameters, seal: Seal, secret: Any) -> None:
+        """``secret``: as :meth:`Seal.secret` returns it."""
+        self._parameters, self._seal = parameters, seal
+        self._encryptor = seal.encryptor(secret)
+        self._table = np.array(parameters.table, np.float64) / 2.0**parameters.scale_bits
+        self._scale = 2.0**parameters.input_bits
+        self._slots = np.zeros(parameters.degree // 2)
+
+    def encrypt(self, channel: int, pixels: np.ndarray) -> Encrypted:
+        """``pixels``: uint8 of every image, at most n / 2; the other slots hold 0."""
+        self._slots[: len(pixels)] = self._table[channel, pixels]
+        self._slots[len(pixels) :] = 0.0
+        if self._parameters.seeded:
+            return self._seal.encrypt_seeded(self._encryptor, self._slots, self._scale)
+        return self._seal.encrypt(self._encryptor, self._slots, self._scale), b""
+
+
+class Workers:
+    """Processes that encrypt under one key. A context manager: at its end none of them is left."""
+
+    def __init__(self, count: int, parameters: Parameters, secret: bytes | bytearray) -> None:
+        """``secret``: SEAL's serialised key. WorkerError if the system starts no process."""
+        self._parameters = parameters
+        self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
+        try:
+            for _ in range(count):
+                self._start(len(secret))
+            for connection in self._processes:  # while all of them load what they need
+                self._send(connection, parameters.to_json().encode())
+                self._send(connection, secret)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def encrypt(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Encrypted]]:
+        """The number of each job and its ciphertext, in the order in which they are done.
+
+        WorkerError if a worker ends or refuses; what the others did is lost with it, and no ciphertext is wrong.
+        """
+        waiting = iter(enumerate(jobs))
+        given: dict[Connection, list[int]] = {connection: [] for connection in self._processes}
+
+        def give(connection: Connection) -> None:
+            for number, (channel, pixels) in waiting:
+                self._send(connection, _CHANNEL.pack(channel) + pixels.tobytes())
+                given[connection].append(number)
+                return
+
+        for _ in range(_AHEAD):
+            for connection in given:
+                give(connection)
+        while busy := [connection for connection, numbers in given.items() if numbers]:
+            for worker in cast("list[Connection]", wait(busy)):
+                ciphertext = self._received(worker)
+                give(worker)
+                yield given[worker].pop(0), ciphertext
+
+    def close(self) -> None:
+        """Hang up; whoever does not end of its own accord is killed. Idempotent."""
+        for connection in self._processes:
+            connection.close()
+        for process in self._processes.values():
+            try:
+                process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stderr is not None:
+                process.stderr.close()
+        self._processes.clear()
+
+    def _start(self, key_bytes: int) -> None:
+        # the path that this interpreter imports from, and nothing else that environment or folder would add
+        code = f"import sys; sys.path[:] = {sys.path!r}; from mcfhe.lattice.encryption import work; work(*sys.argv[1:])"
+        with ExitStack() as stack:
+            ours, theirs = socket.socketpair()
+            stack.callback(theirs.close)
+            stack.callback(ours.close)  # of no effect once it is detached
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-I", "-c", code, str(theirs.fileno()), str(key_bytes)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    pass_fds=(theirs.fileno(),),
+                )
+            except OSError as error:
+                raise WorkerError(f"workers: no process was started ({error}); encrypt with workers=1") from None
+            self._processes[Connection(ours.detach())] = process
+
+    def _send(self, connection: Connection, message: bytes | bytearray) -> None:
+        try:
+            connection.send_bytes(message)
+        except OSError:
+            raise self._ended(connection) from None
+
+    def _received(self, connection: Connection) -> Encrypted:
+        parameters = self._parameters
+        try:
+            message = connection.recv_bytes()
+        except (EOFError, OSError):
+            raise self._ended(connection) from None
+        if message[:1] != _DONE:
+            raise WorkerError(f"workers: one refused to encrypt: {message[1:].decode(errors='replace')}")
+        seed = 1 + (SEED_BYTES if parameters.seeded else 0)
+        residues = np.frombuffer(message, "<u4", offset=seed).reshape(len(parameters.moduli), parameters.words)
+        return residues, message[1:seed]
+
+    def _ended(self, connection: Connection) -> WorkerError:
+        process = self._processes[connection]
+        process.kill()  # it may have closed its socket only
+        assert process.stderr is not None
+        lines = process.stderr.read(_ERROR_BYTES).decode(errors="replace").strip().splitlines()
+        why = lines[-1] if lines else f"status {process.wait()}"
+        return WorkerError(f"workers: one ended before it was done ({why}); encrypt again, or with workers=1")
+
+
+def work(descriptor: str, key_bytes: str) -> None:
+    """What a worker does: encrypts what comes from a socket until that is closed."""
+    connection = Connection(int(descriptor))
+    try:
+        parameters = Parameters.from_json(connection.recv_bytes().decode())
+        secret = bytearray(int(key_bytes))
+        connection.recv_bytes_into(secret)
+        seal = Seal(parameters.ring())
+        encryptor = PixelEncryptor(parameters, seal, seal.secret(secret))
+        wipe(secret)
+        while True:
+            message = connection.recv_bytes()
+            (channel,) = _CHANNEL.unpack_from(message)
+            _answer(connection, encryptor, channel, np.frombuffer(message, np.uint8, offset=_CHANNEL.size))
+    except (EOFError, ConnectionError, KeyboardInterrupt):
+        return  # the one who asked has gone, or both were interrupted
+
+
+def _answer(connection: Connection, encryptor: PixelEncryptor, channel: int, pixels: np.ndarray) -> None:
+    try:
+        residues, seed = encryptor.encrypt(channel, pixels)
+    except (RuntimeError, ValueError) as error:
+        connection.send_bytes(_FAILED + str(error).encode())
+        return
+    connection.send_bytes(_DONE + seed + residues.astype("<u4").tobytes())
+
+
+def encrypted(
+    jobs: Sequence[Job], parameters: Parameters, seal: Seal, opened: Any, secret: bytes | bytearray, workers: int
+) -> Iterator[tuple[int, Encrypted]]:
+    """The number of each job and its ciphertext, not in order; ``workers`` = 1 encrypts in this process."""
+    if workers == 1:
+        encryptor = PixelEncryptor(parameters, seal, opened)
+        for number, job in enumerate(jobs):
+            yield number, encryptor.encrypt(*job)
+        return
+    with Workers(workers, parameters, secret) as processes:
+        yield from processes.encrypt(jobs)
+
+
+__all__ = ["Encrypted", "Job", "Parameters", "PixelEncryptor", "Workers", "encrypted", "work"]
