@@ -50,7 +50,9 @@ def test_workers_encrypt_every_pixel_where_it_belongs(
     found = pixels_of(client, request)
     assert np.abs(found[:, : len(pixels)] - expected).max() < 1e-3
     assert np.abs(found[:, len(pixels) :]).max() < 1e-3  # the other slots hold nothing
-    assert finished == sorted(finished) and finished[-1] == 1.0 and len(finished) == len(expected)
+    assert finished == sorted(finished)
+    assert finished[-1] == 1.0
+    assert len(finished) == len(expected)
     assert children() <= before
 
 
