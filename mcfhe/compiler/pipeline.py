@@ -38,7 +38,6 @@ __all__ = ["compile"]
 
 _AUTO = "auto"
 SCHEMES = ("modular", "lattice")
-_LINEAR_BITS = 20
 _ANY_SCALE = 8  # stands for the scale in settings until the search has found one
 
 
@@ -152,15 +151,10 @@ def compile(
     graph = apply_passes(imported, settings.passes)
     chosen = _chosen_bits(graph, {} if weight_bits is None else weight_bits)
     if lattice:
-        from mcfhe.lattice.lower import is_linear
         from mcfhe.lattice.program import LatticeProgram
+        from mcfhe.lattice.scales import layer_scales
 
-        bits = relative_bits(graph, settings.scale_bits)
-        # what is rounded at the scale of a sum pays for no bits of its own
-        linear = {node.name for node in graph.nodes if is_linear(node)}
-        finest = relative_bits(graph, max(settings.scale_bits, _LINEAR_BITS))
-        bits |= {name: finest[name] for name in linear & finest.keys()} | chosen
-        bits = without_common_factors(graph, bits)
+        bits = layer_scales(graph, settings.scale_bits, chosen)
         settings = replace(settings, weight_bits=tuple(sorted(bits.items())))
         if for_refresh:
             return _uncut(graph, settings, scheme, precision_bits)

@@ -8,18 +8,22 @@ from math import prod
 from mcfhe.arguments import whole
 from mcfhe.errors import ParameterError
 from mcfhe.graph.nodes import Graph
+from mcfhe.graph.passes.sums_of_squares import NAME as SUMS_OF_SQUARES
+from mcfhe.graph.passes.sums_of_squares import outer_part, sums_of_squares
 from mcfhe.graph.settings import Settings
 from mcfhe.lattice.plan import DEGREES, Limits
 from mcfhe.lattice.program import LatticeProgram
+from mcfhe.lattice.scales import layer_scales
 from mcfhe.lattice.search import MAX_LIMBS
 from mcfhe.lattice.work import linear_work, work
-from mcfhe.modular.constants import scaled_constants, without_common_factors
+from mcfhe.modular.constants import scaled_constants
 
 # The client's share of a cut, in the units of mcfhe.lattice.work: one residue of a value that is encoded and encrypted,
 # or decrypted and decoded. From the table in docs/lattice.md (seconds of SEAL over those of evaluation, three networks:
 # 35, 57, 72 and 18, 22, 28).
 ENCRYPT = 60.0
 DECRYPT = 25.0
+_NEW_BITS = 12  # of leading coefficients that a program of the modular scheme does not have: finer than its weights
 
 
 class LatticeStages:
@@ -43,21 +47,35 @@ class LatticeStages:
             raise ParameterError(f"precision_bits = {precision_bits} is not in 4..24")
         return LatticeStages(precision_bits, Limits(degree, MAX_LIMBS if max_limbs is None else max_limbs))
 
-    def make(self, graph: Graph, settings: Settings, scale_bits: int | None, explain: bool) -> LatticeProgram:
-        """The program of a part of a compiled network, whose rounded weights are kept. ParameterError if it does not
-        fit."""
-        bits = settings.layer_bits
-        if bits is None:  # by the letter: all on one grid
-            bits = dict.fromkeys(scaled_constants(graph), settings.scale_bits)
+    def prepared(self, graph: Graph, settings: Settings) -> tuple[Graph, Settings]:
+        """A compiled network whose activations are squares, as a lattice program has them, with a scale for each layer.
+
+        Weights and their scales stay what they are. What stands for an activation of degree 1, 3 or 4 is exact algebra
+        on its rounded coefficients; leading coefficients that come of it have at least ``_NEW_BITS`` bits, or all that
+        they need. UnsupportedLayerError for a higher degree.
+        """
+        if SUMS_OF_SQUARES in settings.passes:  # compiled for this scheme
+            return graph, settings
+        known = settings.layer_bits
+        if known is None:  # by the letter: all on one grid
+            known = dict.fromkeys(scaled_constants(graph), settings.scale_bits)
+        known |= {outer_part(name): bits for name, bits in known.items()}
+        graph = sums_of_squares(graph, keep_weights=True)
+        bits = layer_scales(graph, max(settings.scale_bits, _NEW_BITS), known)
         settings = replace(
             settings,
-            scale_bits=settings.scale_bits if scale_bits is None else scale_bits,
             amplification_bits=0,
             modulus_bits=30,
             guard_bits=0,
-            weight_bits=tuple(sorted(without_common_factors(graph, bits).items())),
+            passes=(*settings.passes, SUMS_OF_SQUARES),
+            weight_bits=tuple(sorted(bits.items())),
             letter=None,
         )
+        return graph, settings
+
+    def make(self, graph: Graph, settings: Settings, scale_bits: int | None, explain: bool) -> LatticeProgram:
+        """The program of a part of a network as :meth:`prepared` leaves it. ParameterError if it does not fit."""
+        settings = settings if scale_bits is None else replace(settings, scale_bits=scale_bits)
         return LatticeProgram.planned(graph, settings, self.precision, limits=self.bounds, explain=explain)
 
     def cost(self, stage: LatticeProgram) -> float:

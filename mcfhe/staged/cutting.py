@@ -48,7 +48,7 @@ def refresh(
 
     Args:
         program: as compiled, with ``for_refresh=True`` where it is too deep to be a program; its rounded weights are
-            kept.
+            kept. For lattice stages of a modular program activations of degree 1, 3 and 4 become squares first.
         calibration: uint8 ``[n, C, H, W]``, images like those to come, for the range of values at the cuts.
         cuts: names of the layers after which to cut, or "auto": as few cuts as keep every stage within the limits,
             placed for the least cost. Modular: limbs times multiply-adds, with the values sent counted as one each;
@@ -71,7 +71,7 @@ def refresh(
         ParameterError: no calibration images or of another shape, a layer that is not there or whose value is not all
             that later layers need, a limit out of range, no cuts within the limits, or a program that needs none;
             names the layer.
-        UnsupportedLayerError: an activation that the lattice scheme does not run.
+        UnsupportedLayerError: an activation that the lattice scheme does not run: degree 5 or more, or a constant.
     """
     require("program", program, Compiled, "give what mcfhe.compile returns")
     images = calibration.detach().cpu().numpy() if isinstance(calibration, torch.Tensor) else np.asarray(calibration)
@@ -100,6 +100,9 @@ class _Maker(Protocol):
     limits: str  # in words; empty where there are none, and one cut is made
     monotone: bool  # see CutSearch
     every_place: bool  # whether more than one layer between two activations is looked at
+
+    def prepared(self, graph: Graph, settings: Settings) -> tuple[Graph, Settings]:
+        """What is cut, of a compiled network: layers that the scheme runs, and their scales."""
 
     def make(self, graph: Graph, settings: Settings, scale_bits: int | None, explain: bool) -> Any:
         """A stage's program; ParameterError if there is none, which says all about it only with ``explain``.
@@ -146,6 +149,9 @@ class _ModularStages:
         self.profile, self.max_limbs = profile, max_limbs
         self.limits = "" if max_limbs is None else f"max_limbs = {max_limbs}"
 
+    def prepared(self, graph: Graph, settings: Settings) -> tuple[Graph, Settings]:
+        return graph, settings
+
     def make(self, graph: Graph, settings: Settings, scale_bits: int | None, explain: bool) -> Program:
         if settings.weight_bits is not None and scale_bits is not None:  # by the letter all layers share one
             settings = replace(settings, scale_bits=scale_bits)
@@ -165,7 +171,8 @@ class _ModularStages:
 
 class _Cutter:
     def __init__(self, program: Any, images: np.ndarray, maker: _Maker) -> None:
-        self.program, self.graph, self.maker = program, program.graph, maker
+        self.graph, self.settings = maker.prepared(program.graph, program.settings)
+        self.maker = maker
         self.places = _single_values(self.graph)
         self._images = images
         self._made: dict[tuple[int, int], Any] = {}
@@ -227,7 +234,7 @@ class _Cutter:
 
     def _make(self, start: int, end: int, explain: bool) -> Any:
         graph = _between(self.graph, start, end)
-        settings = self.program.settings
+        settings = self.settings
         if settings.weight_bits is not None:
             paying = scaled_constants(graph)
             settings = replace(
@@ -243,7 +250,7 @@ class _Cutter:
     @cached_property
     def levels(self) -> dict[int, Levels]:
         """Levels at every possible cut, from the float graph on the calibration images."""
-        settings, graph = self.program.settings, self.graph
+        settings, graph = self.settings, self.graph
         mean, std = (np.array(v)[:, None, None] for v in (settings.mean, settings.std))
         batch = max(1, _ELEMENTS // sum(math.prod(shape) for shape in graph.shapes))
         ends: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {place: [] for place in self.places}

@@ -16,6 +16,7 @@ from mcfhe.graph.steps import TensorSquareStep
 from mcfhe.lattice.client import LatticeClient
 from mcfhe.lattice.program import LatticeProgram
 from mcfhe.lattice.server import LatticeServer
+from mcfhe.staged.client import StagedClient
 from tests.lattice.test_plan import check_plan
 
 MEAN, STD = 0.25, 0.5
@@ -74,6 +75,45 @@ def test_fitted_activations_give_the_labels_of_the_float_model(degrees: tuple[in
     assert float((scores.argmax(1) == expected.argmax(1)).double().mean()) >= 0.995
 
 
+@pytest.mark.parametrize(("degree", "passes"), [(3, "letter"), (3, "default"), (4, "letter"), (4, "default")])
+def test_a_program_of_the_modular_scheme_in_stages(degree: int, passes: str) -> None:
+    """From float model to decrypted label: noise as predicted, levels one apart at most, the labels of the model."""
+    ordinary = classifier(nn.SiLU(), nn.Tanh())
+    model, _ = mcfhe.convert(ordinary, IMAGES[:300], mean=MEAN, std=STD, degree=degree)
+    modular = mcfhe.compile(model, (1, 7, 7), MEAN, STD, scale_bits=12, passes=passes)
+    staged = mcfhe.refresh(modular, IMAGES, scheme="lattice", max_degree=8192)
+    assert len(staged.stages) == 2
+    for stage in staged.stages:
+        check_plan(stage, 12)
+    client, server = StagedClient.generate(staged.client_spec()), mcfhe.Server(staged)
+    request = client.encrypt(IMAGES)
+    response = server.evaluate(request)
+    refreshed = client.refresh(response, request_id=request.request_id)
+    scores = client.decrypt(server.evaluate(refreshed), request_id=refreshed.request_id)
+
+    (predicted,) = staged.predict_levels(IMAGES[:200])
+    noise = client.clients[0].decrypt(response) - staged.stages[0].evaluate_plain(IMAGES)
+    assert predicted.noise / 2 < float(noise.std()) < 2 * predicted.noise
+    exact = staged.levels[0].of_integers(*staged.stages[0].exact_scores(IMAGES))
+    changed = client.clients[0].decrypt_levels(response, staged.levels[0]).astype(int) - exact
+    assert abs(changed).max() <= 1
+    last = staged.stages[1].predict_precision(exact[:200])[-1].noise
+    unchanged = (changed == 0).reshape(len(changed), -1).all(1)
+    error = (scores - staged.evaluate_plain(IMAGES))[torch.from_numpy(unchanged)]
+    assert len(error) > 400
+    assert last / 2 < float(error.std()) < 2 * last
+
+    with torch.no_grad():
+        expected = model.double()(normalised(IMAGES.double()))
+    assert float((modular.evaluate_plain(IMAGES) - expected).abs().max()) < 0.02
+    assert float((scores - expected).abs().max()) < 0.05, "of which 8 bits at the cut are the most"
+    best = expected.topk(2, 1).values
+    apart = best[:, 0] - best[:, 1] > 0.1
+    assert float(apart.double().mean()) > 0.5
+    assert torch.equal(scores.argmax(1)[apart], expected.argmax(1)[apart])
+    assert float((scores.argmax(1) == expected.argmax(1)).double().mean()) >= 0.96
+
+
 def squares(program: LatticeProgram) -> int:
     steps = program.integer_program().steps
     return sum(isinstance(step, TensorSquareStep) and any(row[2] for row in step.coefficients) for step in steps)
@@ -117,5 +157,9 @@ def test_scales_that_leave_nothing_of_a_coefficient_are_refused() -> None:
 
 def test_degree_five_is_refused_by_name() -> None:
     model = classifier(PolyActivation([0, 1, 0, 0, 0, 0.1]), PolyActivation())
-    with pytest.raises(UnsupportedLayerError, match=r"layer '1': degree 5; .* 1 to 4: convert with max_degree=4"):
+    refused = r"layer '1': degree 5; .* 1 to 4: convert with max_degree=4"
+    with pytest.raises(UnsupportedLayerError, match=refused):
         compiled(model)
+    modular = mcfhe.compile(model, (1, 7, 7), MEAN, STD, scale_bits=4)
+    with pytest.raises(UnsupportedLayerError, match=refused):
+        mcfhe.refresh(modular, IMAGES, scheme="lattice", max_degree=8192)

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as functional
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import mcfhe
 from mcfhe.errors import DepthError, ParameterError, UnsupportedLayerError
+from mcfhe.graph.floats import float_values
+from mcfhe.graph.nodes import Conv2d, Linear, Poly
+from mcfhe.graph.squarings import REACH
 from mcfhe.lattice import cutting as lattice_cutting
 from mcfhe.lattice.cutting import LatticeStages
+from mcfhe.lattice.lower import is_linear
+from mcfhe.modular.constants import scaled_constants
+from mcfhe.modular.plan import quantise
 from mcfhe.staged.client import StagedClient
 from mcfhe.staged.cut_search import CutSearch
 from mcfhe.staged.cutting import refresh
 from tests.lattice.staged_support import PIXELS, after, chain, uncut
+from tests.lattice.test_plan import random_graph, settings_of
 
 # Depth ----------------------------------------------------------------------------------------------------------------
 
@@ -67,6 +78,48 @@ def test_the_modular_program_is_a_way_in() -> None:
                     np.testing.assert_array_equal(node.weight, weights[node.name])
         whole = program.evaluate_plain(PIXELS)
         assert float((found.evaluate_plain(PIXELS) - whole).abs().max()) < 0.1
+
+
+@given(
+    seed=st.integers(0, 1 << 30),
+    rows=st.lists(st.lists(st.integers(-64, 64), min_size=2, max_size=5).filter(lambda row: row[-1]), min_size=1),
+    letter=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_squares_of_a_modular_program_keep_its_weights_and_its_function(
+    seed: int, rows: list[list[int]], letter: bool
+) -> None:
+    random = Random(seed)
+    choices = [[[n / 64 / 3**i for i, n in enumerate(row)]] for row in rows]
+    given_graph = random_graph(random, 1, choices)
+    compiled = replace(settings_of(given_graph, random), passes=("complete_squares",))
+    if letter:
+        compiled = replace(compiled, scale_bits=16, weight_bits=None)
+    else:
+        bits = {name: random.randint(8, 14) + 8 for name in scaled_constants(given_graph)}
+        compiled = replace(compiled, weight_bits=tuple(sorted(bits.items())))
+    program = quantise(given_graph, compiled.scale_bits, compiled.layer_bits)
+    graph, found = LatticeStages.within(None, None, 12).prepared(program, compiled)
+    assert found.passes == ("complete_squares", "sums_of_squares")
+    layer_bits = found.layer_bits
+    assert layer_bits is not None
+    assert layer_bits.keys() == scaled_constants(graph).keys()
+    rounded = quantise(graph, found.scale_bits, layer_bits)
+    assert all(node.coefficients.shape[1] == 3 or is_linear(node) for node in rounded.nodes if node.op == "poly")
+    nodes = {node.name: node for node in rounded.nodes}
+    for node in program.nodes:
+        if isinstance(node, Conv2d | Linear):
+            np.testing.assert_array_equal(nodes[node.name].weight, node.weight)  # type: ignore[union-attr]
+            np.testing.assert_array_equal(nodes[node.name].bias, node.bias)  # type: ignore[union-attr]
+    x = np.random.default_rng(seed).uniform(-1, 1, (20, *program.input_shape))
+    before, after = (float_values(g, x) for g in (program, rounded))
+    (index,) = (i for i, node in enumerate(program.nodes) if isinstance(node, Poly))
+    activation = program.nodes[index]
+    reach = max(REACH, float(before[activation.inputs[0]].abs().max()))
+    terms = sum(abs(c) * reach**i for i, c in enumerate(activation.coefficients[0]))  # type: ignore[union-attr]
+    names = [node.name for node in rounded.nodes]
+    assert float((before[index] - after[names.index(activation.name)]).abs().max()) < 2.0**-11 * terms
+    assert LatticeStages.within(None, None, 12).prepared(rounded, found) == (rounded, found)
 
 
 # Where ----------------------------------------------------------------------------------------------------------------

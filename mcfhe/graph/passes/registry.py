@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mcfhe.errors import ParameterError
 from mcfhe.graph.nodes import Graph
 
 Transform = Callable[[Graph], Graph]
+_T = TypeVar("_T", bound=Transform)  # which may take more
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +26,10 @@ class GraphPass:
 _PASSES: dict[str, GraphPass] = {}
 
 
-def graph_pass(name: str, *, default: bool, letter: bool = False) -> Callable[[Transform], Transform]:
+def graph_pass(name: str, *, default: bool, letter: bool = False) -> Callable[[_T], _T]:
     """Register a pass. Passes run in the order in which they were registered."""
 
-    def register(transform: Transform) -> Transform:
+    def register(transform: _T) -> _T:
         if name in _PASSES:
             raise ValueError(f"pass {name!r} is registered twice")
         _PASSES[name] = GraphPass(name, transform, default, letter)

@@ -19,7 +19,7 @@ NAME = "sums_of_squares"
 
 
 @graph_pass(NAME, default=False)
-def sums_of_squares(graph: Graph) -> Graph:
+def sums_of_squares(graph: Graph, *, keep_weights: bool = False) -> Graph:
     """Polynomials of degree 3 and 4 become quadratics of quadratics and one sum or two (:mod:`mcfhe.graph.squarings`).
 
     Coefficients that are nothing beside the others go first. A quartic whose condition allows it in every
@@ -27,6 +27,10 @@ def sums_of_squares(graph: Graph) -> Graph:
     1..2, goes into all layers that read the activation, where those can take it. All else is a difference of two
     squares. A layer of degree 1 that no neighbour has taken is a 1 x 1 convolution by channels, or a diagonal matrix.
     The lattice scheme runs it always, the modular scheme never: it has products of its own.
+
+    Args:
+        keep_weights: move no factor into other layers, whose weights may be rounded already. A composed quartic keeps
+            its leading coefficient then, and the scale that it pays: its node is that of :func:`outer_part`.
 
     Raises:
         UnsupportedLayerError: a degree above 4, or a constant; names the layer.
@@ -37,7 +41,8 @@ def sums_of_squares(graph: Graph) -> Graph:
     for index, node in enumerate(rewriter.nodes):
         if isinstance(node, Poly) and leading(node)[0] > 2 and all(map(composition_holds, _rows(node))):
             composed.add(index)
-            rewriter.nodes[index] = _mantissa_moved(rewriter, index, node)
+            if not keep_weights:
+                rewriter.nodes[index] = _mantissa_moved(rewriter, index, node)
     nodes, position = list[Node](), list[int]()
     for index, node in enumerate(rewriter.nodes):
         node = replace(node, inputs=tuple(position[i] for i in node.inputs))
@@ -45,6 +50,15 @@ def sums_of_squares(graph: Graph) -> Graph:
             nodes.append(part)
         position.append(len(nodes) - 1)
     return Graph(tuple(nodes))
+
+
+def outer_part(name: str) -> str:
+    """Name of the node with the leading coefficient of a composed quartic, unless it keeps the quartic's own."""
+    return _part_name(name, "outer")
+
+
+def _part_name(name: str, part: str) -> str:
+    return f"{name}: {part}"
 
 
 def _trimmed(node: Node) -> Node:
@@ -107,7 +121,7 @@ def _parts(node: Node, shape: Shape, composed: bool, first: int) -> list[Node]:
         _poly(node, "plus squared", (first,), [(half.rest[0], zero, one) for half in halves]),
         _poly(node, "minus squared", (first + 1,), [(zero, zero, -one)]),
     ]
-    total = Add(name=f"{node.name}: difference", inputs=(first + 2, first + 3))
+    total = Add(name=_part_name(node.name, "difference"), inputs=(first + 2, first + 3))
     return _with_rest(node, [*squares, total], [(zero, half.rest[1]) for half in halves], first)
 
 
@@ -122,7 +136,7 @@ def _with_rest(node: Poly, parts: list[Node], rests: Sequence[tuple[Fraction, Fr
 
 def _poly(node: Poly, part: str, inputs: tuple[int, ...], rows: Sequence[Sequence[Fraction]]) -> Poly:
     coefficients = np.array([[float(a) for a in row] for row in rows])
-    return Poly(name=f"{node.name}: {part}", inputs=inputs, coefficients=coefficients)
+    return Poly(name=_part_name(node.name, part), inputs=inputs, coefficients=coefficients)
 
 
 def _linear_layer(node: Poly, shape: Shape) -> Conv2d | Linear:
