@@ -42,6 +42,8 @@ def extension() -> CppExtension:
     sources = relative("*.cpp") + relative("cpu/*.cpp")
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), ("Py_LIMITED_API", PY_LIMITED_API)]
     host = ["-std=c++20", "-O3", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
+    # Refusals name their source line: without the folder in which somebody built the wheel.
+    host.append(f"-ffile-prefix-map={ROOT.resolve()}/=")
     flags = {"cxx": host}
     if cuda:
         sources += relative("cuda/*.cpp") + relative("cuda/*.cu")

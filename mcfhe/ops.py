@@ -4,13 +4,15 @@ Every tensor is int64. A residue tensor is ``[L, C, H, W, S]`` or ``[L, K, S]`` 
 stream), canonical: ``0 <= r < moduli[l]``. ``moduli`` is ``[L]`` with ``2 <= b < 2**31``; entries need not be prime.
 The arithmetic is exact: what an op returns equals the same expression on Python integers, reduced modulo b.
 
-Bad shapes, dtypes, moduli, weights and per-limb constants raise RuntimeError with a message that names the argument.
+Bad shapes, dtypes, moduli, weights and per-limb constants raise RuntimeError with a message that names the argument,
+an ``x`` that is no tensor ParameterError. Pairs (stride, padding, ...) may be one number for both axes.
 The range of ``x`` is checked too: on the CPU as it is read, on CUDA by :func:`check_residues` first, which waits for
 the device; ``validate=False`` leaves that out where the caller has already checked.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -18,11 +20,12 @@ import torch
 from torch import Tensor
 
 from mcfhe import _extension
+from mcfhe.arguments import require
 from mcfhe.errors import ParameterError
 
 _extension.load()
 
-Pair = Sequence[int]
+Pair = int | Sequence[int]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -32,8 +35,31 @@ def _call(name: str, *arguments: object) -> Tensor:
 
 
 def _fake(name: str) -> Callable[[F], F]:
-    """Registers a shape function; torch's own decorator has no types."""
-    return cast(Callable[[F], F], torch.library.register_fake(f"mcfhe::{name}"))
+    """Registers a shape function; torch's own decorator has no types.
+
+    One meta tensor among real ones also ends here, and a result of the right shape that nobody has computed must not.
+    """
+
+    def register(shape: F) -> F:
+        @functools.wraps(shape)
+        def checked(*arguments: Any, **options: Any) -> Tensor:
+            devices = {str(a.device) for a in (*arguments, *options.values()) if isinstance(a, Tensor)}
+            if len(devices) > 1:
+                raise RuntimeError(f"mcfhe::{name}: tensors are on {' and '.join(sorted(devices))}; move all to one")
+            return cast(Tensor, shape(*arguments, **options))
+
+        torch.library.register_fake(f"mcfhe::{name}", checked)
+        return shape
+
+    return register
+
+
+def _pair(name: str, value: Pair) -> list[int]:
+    """Two numbers, of which one stands for both; the schema's types and the op's own check do the rest."""
+    if isinstance(value, int):
+        return [value, value]
+    require(name, value, Sequence, "give one whole number or two")
+    return list(value)
 
 
 def check_residues(x: Tensor, moduli: Tensor) -> None:
@@ -44,8 +70,10 @@ def check_residues(x: Tensor, moduli: Tensor) -> None:
 
 
 def _validate(x: Tensor, moduli: Tensor, validate: bool) -> None:
-    if validate and x.is_cuda:
-        check_residues(x, moduli)
+    """``moduli`` may have more than the limbs of ``x``: a special prime behind them."""
+    require("x", x, Tensor, "give an int64 tensor of residues")
+    if validate and x.is_cuda and x.dim() and moduli.dim():
+        check_residues(x, moduli[: x.shape[0]])
 
 
 def conv2d(
@@ -78,8 +106,8 @@ def conv2d(
     Rows and columns that fill no window are dropped; a window larger than the output is refused.
     """
     _validate(x, moduli, validate)
-    sizes = (list(stride), list(padding), list(dilation), groups)
-    window = None if pool is None else list(pool)
+    sizes = (_pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation), groups)
+    window = None if pool is None else _pair("pool", pool)
     return _call("conv2d", x, weight, bias, poly, moduli, *sizes, weight_bounds, window, pool_factor)
 
 
@@ -113,9 +141,9 @@ def sum_pool2d(
     ``stride`` defaults to ``kernel``. Average pooling is this with factor = round(Delta / divisor).
     """
     _validate(x, moduli, validate)
-    return _call(
-        "sum_pool2d", x, factor, moduli, list(kernel), list(stride if stride is not None else kernel), list(padding)
-    )
+    step = kernel if stride is None else stride
+    sizes = (_pair("kernel", kernel), _pair("stride", step), _pair("padding", padding))
+    return _call("sum_pool2d", x, factor, moduli, *sizes)
 
 
 def square(x: Tensor, moduli: Tensor, *, validate: bool = True) -> Tensor:
@@ -200,7 +228,7 @@ def relinearise(x: Tensor, keys: Tensor, tables: Tensor, moduli: Tensor, *, vali
     Digit i is the third component modulo q_i (one prime a digit); the sum over i of digit times key is divided by p,
     rounded to nearest, and added to the first two.
     """
-    _validate(x, moduli[:-1], validate)
+    _validate(x, moduli, validate)
     return _call("relinearise", x, keys, tables, moduli)
 
 

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mcfhe import ops, reference
+from mcfhe.errors import ParameterError
 from tests.conftest import Residues
 from tests.shapes import EDGE_MODULI, SMALL_CONVS, ConvShape
 
@@ -353,6 +356,47 @@ def test_pointwise_ops_refuse_residues_out_of_range(bad: int) -> None:
         for call in calls:
             with pytest.raises(RuntimeError, match="outside 0 <= r < b"):
                 call(x)
+
+
+def test_a_refusal_names_the_operand_that_may_be_bad() -> None:
+    x, y = torch.zeros(1, 1, 4, dtype=torch.int64), torch.full((1, 1, 4), 7)
+    with pytest.raises(RuntimeError, match=r"mcfhe::align_add: x or y holds a value outside"):
+        ops.align_add(x, y, torch.tensor([5]))
+
+
+def test_refusals_do_not_tell_where_the_extension_was_built() -> None:
+    with pytest.raises(RuntimeError, match="x must be int64") as refused:
+        ops.square(torch.zeros(1, 1, 4), torch.tensor([5]))
+    assert " /" not in str(refused.value)
+
+
+def test_one_meta_tensor_among_real_ones_is_refused() -> None:
+    """Its dispatch key wins: the shape function runs, whose result would be memory that nobody has written."""
+    x, w, moduli = torch.zeros(1, 1, 2, 2, 1, dtype=torch.int64), torch.ones(1, 1, 1, 1, dtype=torch.int64), [5]
+    calls: list[Callable[[], Tensor]] = [
+        lambda: ops.conv2d(x, w.to("meta"), None, torch.tensor(moduli)),
+        lambda: ops.square(x, torch.tensor(moduli, device="meta")),
+        lambda: ops.align_add(x, x.to("meta"), torch.tensor(moduli)),
+    ]
+    for call in calls:
+        with pytest.raises(RuntimeError, match="tensors are on cpu and meta"):
+            call()
+    assert ops.square(x.to("meta"), torch.tensor(moduli, device="meta")).shape == x.shape
+
+
+@pytest.mark.parametrize("x", [None, [1, 2], np.zeros((1, 1, 4), np.int64)])
+def test_what_is_no_tensor_is_refused_by_name(x: Any) -> None:
+    with pytest.raises(ParameterError, match=r"^x: .* given; give an int64 tensor of residues"):
+        ops.square(x, torch.tensor([5]))
+
+
+def test_one_number_stands_for_both_axes(residues: Residues) -> None:
+    x, w = residues(MODULI, 2, 8, 8, 3), weights(9, 4, 2, 3, 3)
+    pairs = ops.conv2d(x, w, None, MODULI, stride=(2, 2), padding=(1, 1), dilation=(1, 1), pool=(2, 2))
+    assert torch.equal(ops.conv2d(x, w, None, MODULI, stride=2, padding=1, dilation=1, pool=2), pairs)
+    assert torch.equal(ops.sum_pool2d(x, MODULI, kernel=2), ops.sum_pool2d(x, MODULI, kernel=(2, 2)))
+    with pytest.raises(ParameterError, match=r"^stride: float given"):
+        ops.conv2d(x, w, None, MODULI, stride=1.5)  # type: ignore[arg-type]
 
 
 def test_opcheck_every_op(residues: Residues) -> None:

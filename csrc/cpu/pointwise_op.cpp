@@ -12,13 +12,14 @@ Tensor same_shape(const Tensor& x) {
   return empty_like_shape(x, shape);
 }
 
-// Runs `task(job, i)` for every task, each of about `residues` entries.
+// Runs `task(job, i)` for every task, each of about `residues` entries of what a refusal calls `name`.
 template <class Job>
-void run_tasks(const char* op, const Job& job, void (*task)(const Job&, int64_t), int64_t tasks, int64_t residues) {
+void run_tasks(const char* op, const Job& job, void (*task)(const Job&, int64_t), int64_t tasks, int64_t residues,
+               const char* name = "x") {
   torch::stable::parallel_for(0, tasks, grain_for(residues), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) task(job, i);
   });
-  refuse_bad_residue(op, *job.bad);
+  refuse_bad_residue(op, *job.bad, name);
 }
 
 Tensor sum_pool2d(const Tensor& x, std::optional<Tensor> factor, const Tensor& moduli, IntList kernel, IntList stride,
@@ -129,7 +130,7 @@ Tensor align_add(const Tensor& x, const Tensor& y, std::optional<Tensor> x_facto
                         b.const_data_ptr<int64_t>(),
                         z.mutable_data_ptr<int64_t>(),
                         &bad};
-  run_tasks(op, job, kernels().align_add, pointwise_tasks(p), kPointwiseBlock);
+  run_tasks(op, job, kernels().align_add, pointwise_tasks(p), kPointwiseBlock, "x or y");
   return z;
 }
 

@@ -36,9 +36,9 @@ inline Tensor empty_like_shape(const Tensor& x, const IntList& shape) {
   return y;
 }
 
-inline void refuse_bad_residue(const char* op, const BadResidue& bad) {
-  STD_TORCH_CHECK(!bad.seen.load(), "mcfhe::", op,
-                  ": x holds a value outside 0 <= r < b of its limb; reduce it modulo the limb's modulus first");
+inline void refuse_bad_residue(const char* op, const BadResidue& bad, const char* name = "x") {
+  STD_TORCH_CHECK(!bad.seen.load(), "mcfhe::", op, ": ", name,
+                  " holds a value outside 0 <= r < b of its limb; reduce it modulo the limb's modulus first");
 }
 
 // moduli as dense host memory, every value checked.
