@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from mcfhe.cards import ModelCard
+
 Layers = list[tuple[str, nn.Module]]
 MakeActivation = Callable[[int], nn.Module]
 
@@ -33,6 +35,16 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.body(x) + (x if self.shortcut is None else self.shortcut(x))
         return out
+
+
+class Network(nn.Sequential):
+    """A whole architecture. One with trained weights has a card; others have no ``mcfhe_metadata``."""
+
+    mcfhe_metadata: ModelCard
+
+
+def network(layers: Layers) -> Network:
+    return Network(OrderedDict(layers))
 
 
 def sequence(layers: Layers) -> nn.Sequential:
@@ -60,8 +72,8 @@ def linear(name: str, inputs: int, outputs: int, batch_norm: bool) -> Layers:
     return [(name, layer), (f"{name}_norm", nn.BatchNorm1d(outputs))] if batch_norm else [(name, layer)]
 
 
-def lenet(channels: int, classes: int, side: int, batch_norm: bool, make: MakeActivation) -> nn.Module:
-    return sequence(
+def lenet(channels: int, classes: int, side: int, batch_norm: bool, make: MakeActivation) -> Network:
+    return network(
         [
             *conv("conv1", channels, 8, 5, batch_norm),
             ("act1", make(8)),
@@ -77,9 +89,9 @@ def lenet(channels: int, classes: int, side: int, batch_norm: bool, make: MakeAc
     )
 
 
-def cryptonets(channels: int, classes: int, side: int, batch_norm: bool, make: MakeActivation) -> nn.Module:
+def cryptonets(channels: int, classes: int, side: int, batch_norm: bool, make: MakeActivation) -> Network:
     rows = (side + 2 - 5) // 2 + 1
-    return sequence(
+    return network(
         [
             *conv("conv", channels, 5, 5, batch_norm, stride=2, padding=1),
             ("act1", make(5)),
@@ -91,9 +103,9 @@ def cryptonets(channels: int, classes: int, side: int, batch_norm: bool, make: M
     )
 
 
-def tenseal_net(channels: int, classes: int, side: int, batch_norm: bool, make: MakeActivation) -> nn.Module:
+def tenseal_net(channels: int, classes: int, side: int, batch_norm: bool, make: MakeActivation) -> Network:
     rows = (side - 7) // 3 + 1
-    return sequence(
+    return network(
         [
             *conv("conv", channels, 4, 7, batch_norm, stride=3, padding=0),
             ("act1", make(4)),
@@ -105,9 +117,9 @@ def tenseal_net(channels: int, classes: int, side: int, batch_norm: bool, make: 
     )
 
 
-def resnet_tiny(channels: int, classes: int, side: int, batch_norm: bool, make: MakeActivation) -> nn.Module:
+def resnet_tiny(channels: int, classes: int, side: int, batch_norm: bool, make: MakeActivation) -> Network:
     body = [*conv("conv1", 16, 16, 3, batch_norm), ("act", make(16)), *conv("conv2", 16, 16, 3, batch_norm)]
-    return sequence(
+    return network(
         [
             *conv("conv", channels, 16, 3, batch_norm),
             ("act1", make(16)),
@@ -121,7 +133,7 @@ def resnet_tiny(channels: int, classes: int, side: int, batch_norm: bool, make: 
     )
 
 
-def resnet7(channels: int, classes: int, side: int, batch_norm: bool, make: MakeActivation) -> nn.Module:
+def resnet7(channels: int, classes: int, side: int, batch_norm: bool, make: MakeActivation) -> Network:
     stem, *widths = RESNET7_WIDTHS
     layers: Layers = [*conv("conv", channels, stem, 3, batch_norm), ("act0", make(stem))]
     before = stem
@@ -136,7 +148,7 @@ def resnet7(channels: int, classes: int, side: int, batch_norm: bool, make: Make
         shortcut: Layers = [("pool", nn.AvgPool2d(2)), ("conv", nn.Conv2d(before, width, 1, bias=False))]
         layers += [(f"block{stage}", Residual(sequence(body), sequence(shortcut))), (f"act{stage}", make(width))]
         before = width
-    return sequence(
+    return network(
         [
             *layers,
             ("pool", nn.AvgPool2d(side // 8)),

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from mcfhe import architectures, cards
 from mcfhe.activations import PolyActivation
-from mcfhe.architectures import Residual
+from mcfhe.architectures import Network, Residual
 from mcfhe.cards import Argument, ModelCard
 from mcfhe.errors import ParameterError
 
@@ -23,6 +24,7 @@ __all__ = [
     "ACTIVATIONS",
     "ARCHITECTURES",
     "ModelCard",
+    "Network",
     "Residual",
     "available_pretrained",
     "build",
@@ -35,6 +37,8 @@ __all__ = [
     "save",
     "tenseal_net",
 ]
+
+M = TypeVar("M", bound=nn.Module)
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -79,13 +83,13 @@ _GREY, _COLOUR = (1, 10, 28), (3, 10, 32)
 
 
 def _made(
-    make_layers: Callable[..., nn.Module],
+    make_layers: Callable[..., Network],
     pretrained: str | None,
     values: tuple[int | None, int | None, int | None, bool, str],
     defaults: tuple[int, int, int],
     size_step: int,
     smallest: int = 0,
-) -> nn.Module:
+) -> Network:
     """Fresh layers, or the shipped model of the architecture that ``make_layers`` is named after; None: not given."""
     *sizes, batch_norm, activation = values
     given = [default if value is None else value for value, default in zip(sizes, defaults, strict=True)]
@@ -104,7 +108,7 @@ def lenet(
     image_size: int | None = None,
     batch_norm: bool = False,
     activation: str = "poly",
-) -> nn.Module:
+) -> Network:
     """Two 5x5 convolutions, two linear layers, three activations, average pooling.
 
     Args:
@@ -135,7 +139,7 @@ def cryptonets(
     image_size: int | None = None,
     batch_norm: bool = False,
     activation: str = "square",
-) -> nn.Module:
+) -> Network:
     """A 5x5 convolution of stride 2 to 5 channels, a linear layer of 100, one of the classes, two squares.
 
     The network of CryptoNets (Gilad-Bachrach et al., ICML 2016, section 5 and the simplified form of its appendix), in
@@ -155,7 +159,7 @@ def tenseal_net(
     image_size: int | None = None,
     batch_norm: bool = False,
     activation: str = "square",
-) -> nn.Module:
+) -> Network:
     """A 7x7 convolution of stride 3 to 4 channels, a linear layer of 64, one of the classes, two squares.
 
     The network of TenSEAL's tutorial "Encrypted convolution on MNIST" (Benaissa et al., arXiv:2104.03152, section 4);
@@ -175,7 +179,7 @@ def resnet_tiny(
     image_size: int | None = None,
     batch_norm: bool = False,
     activation: str = "poly",
-) -> nn.Module:
+) -> Network:
     """A stem, one residual block of two 3x3 convolutions, one linear layer, three activations.
 
     Arguments, shapes and errors are those of :func:`lenet`, except that ``image_size`` is a multiple of 8,
@@ -193,7 +197,7 @@ def resnet7(
     image_size: int | None = None,
     batch_norm: bool = False,
     activation: str = "poly",
-) -> nn.Module:
+) -> Network:
     """A residual network of seven activations for colour images: a stem and three stages that halve the map.
 
     A stage is two convolutions, 4x4 of stride 2 (what a 3x3 and a 2x2 average pool make together) and 3x3, beside a
@@ -208,7 +212,7 @@ def resnet7(
 
 
 #: Every architecture that ``mcfhe train --arch`` and :func:`load` know, by name.
-ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+ARCHITECTURES: Mapping[str, Callable[..., Network]] = MappingProxyType(
     {
         "lenet": lenet,
         "cryptonets": cryptonets,
@@ -220,7 +224,7 @@ ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
 _ARGUMENTS = ("in_channels", "num_classes", "image_size", "batch_norm", "activation")
 
 
-def build(arch: str, **arguments: Argument) -> nn.Module:
+def build(arch: str, **arguments: Argument) -> Network:
     """A fresh, untrained model of the architecture ``arch``; ParameterError names an unknown name or argument."""
     if arch not in ARCHITECTURES:
         raise ParameterError(f"arch: {arch!r}; choose one of {', '.join(ARCHITECTURES)}")
@@ -238,7 +242,7 @@ def available_pretrained() -> dict[str, tuple[str, ...]]:
     }
 
 
-def _pretrained(arch: str, dataset: str, values: tuple[Argument | None, ...]) -> nn.Module:
+def _pretrained(arch: str, dataset: str, values: tuple[Argument | None, ...]) -> Network:
     choices = available_pretrained()[arch]
     if dataset not in choices:
         raise ParameterError(f"pretrained: no {arch} for {dataset!r}; available: {', '.join(choices) or 'none'}")
@@ -250,7 +254,7 @@ def _pretrained(arch: str, dataset: str, values: tuple[Argument | None, ...]) ->
     return model
 
 
-def fuse_batch_norm(model: nn.Module) -> nn.Module:
+def fuse_batch_norm(model: M) -> M:
     """A copy of ``model`` in eval mode whose batch normalisation is folded into the layers before it.
 
     Exact algebra on the running statistics: w' = w * gamma / sqrt(var + eps), b' = (b - mean) * gamma / sqrt(var + eps)
@@ -291,7 +295,7 @@ def _card_of(model: nn.Module) -> ModelCard:
     return card
 
 
-def _skeleton(card: ModelCard) -> nn.Module:
+def _skeleton(card: ModelCard) -> Network:
     """The card's network without storage, so that no card can make us allocate; ParameterError if there is none."""
     try:
         channels, classes, side = (int(card.arguments[name]) for name in _ARGUMENTS[:3])
@@ -321,7 +325,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], card: ModelCard | None 
     cards.write(path, model.state_dict(), card)
 
 
-def load(path: str | os.PathLike[str]) -> nn.Module:
+def load(path: str | os.PathLike[str]) -> Network:
     """The model that :func:`save` wrote, in eval mode, with its card as ``mcfhe_metadata``.
 
     Nothing in the file is executed; sizes, metadata, names, shapes, dtypes and finiteness are checked first.
@@ -334,5 +338,5 @@ def load(path: str | os.PathLike[str]) -> nn.Module:
     card, tensors = cards.read(path, lambda card: _skeleton(card).state_dict())
     model = _skeleton(card)
     model.load_state_dict(tensors, assign=True)
-    model.mcfhe_metadata = card  # type: ignore[assignment]
+    model.mcfhe_metadata = card
     return model.eval()

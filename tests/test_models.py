@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import re
+import typing
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -454,3 +455,9 @@ def test_pretrained_weights() -> None:
     assert card.test_accuracy >= 0.915
     size = (models.ASSETS / "lenet-fashion-mnist.safetensors").stat().st_size
     assert size < 300_000
+
+
+@pytest.mark.parametrize("make", [*models.ARCHITECTURES.values(), models.build, models.load])
+def test_a_type_checker_knows_the_card(make: Callable[..., nn.Module]) -> None:
+    """Attributes of an nn.Module are Tensor | Module to it, so that strict mypy refused README's example."""
+    assert typing.get_type_hints(typing.get_type_hints(make)["return"])["mcfhe_metadata"] is models.ModelCard

@@ -6,12 +6,11 @@ import resource
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 import mcfhe
-from mcfhe.cards import ModelCard
 from mcfhe.datasets import SAMPLE
 from mcfhe.demo.stages import shown, timed
 from mcfhe.lattice.program import LatticeProgram
@@ -70,7 +69,7 @@ def run(count: int, device: str = "cpu", progress: Callable[[str], Any] | None =
     """
     seconds: dict[str, float] = {}
     model = mcfhe.models.lenet(pretrained="fashion-mnist")
-    card = cast(ModelCard, model.mcfhe_metadata)
+    card = model.mcfhe_metadata
     images = mcfhe.datasets.load(SAMPLE, "test", limit=count)
     pixels, truth = images.images.numpy(), images.labels.numpy()
     with timed(seconds, "compile"):

@@ -9,13 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
 import mcfhe
-from mcfhe.cards import ModelCard
 from mcfhe.datasets import SAMPLE, Dataset
 from mcfhe.demo.stages import shown, timed
 from mcfhe.modular import audit
@@ -92,7 +91,7 @@ class Demo:
     def prepare(count: int) -> Demo:
         """S1 and S5: the shipped LeNet, trained on Fashion-MNIST, compiled; ``count`` of the shipped test images."""
         model = mcfhe.models.lenet(pretrained="fashion-mnist")
-        card = cast(ModelCard, model.mcfhe_metadata)
+        card = model.mcfhe_metadata
         start = time.perf_counter()
         program = mcfhe.compile(
             model,

@@ -53,7 +53,7 @@ class TrainResult:
         history: one :class:`Epoch` each.
     """
 
-    model: nn.Module
+    model: models.Network
     card: ModelCard
     test_accuracy: float
     history: tuple[Epoch, ...]
@@ -166,7 +166,7 @@ def train(
         train_set, held_out = train_set.hold_out(validation, seed)
     if initial is not None:
         before = models.load(initial)
-        card = _continued(card, before.mcfhe_metadata)  # type: ignore[arg-type]
+        card = _continued(card, before.mcfhe_metadata)
     with torch.random.fork_rng(devices=[]):  # initial weights come from the global generator
         torch.manual_seed(seed)
         model = before if initial is not None else models.build(arch, **{**card.arguments, "batch_norm": True})
@@ -201,7 +201,7 @@ def train(
         snap(trained, grid_bits)
     test_accuracy = accuracy(trained, test_set, mean, std)
     card = replace(card, test_accuracy=test_accuracy)
-    trained.mcfhe_metadata = card  # type: ignore[assignment]
+    trained.mcfhe_metadata = card
     return TrainResult(trained, card, test_accuracy, tuple(history))
 
 
