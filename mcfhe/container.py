@@ -43,6 +43,16 @@ SECRET_NAMES = frozenset(
 # In ascending order of safetensors, which lays tensors out by descending dtype, then by name.
 _DTYPES = {"U8": "<u1", "F16": "<f2", "I32": "<i4", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
 _COMMON = ("format", "kind", "version", "digest")
+# What people mistake for ours, by its first bytes, none of which begin a header of a size that is read.
+_OTHER_FORMATS = (
+    (b"{", "JSON text, such as a client spec"),
+    (
+        b"PK\3\4",
+        "a zip file, such as a checkpoint of torch.save (mcfhe.compile takes the module itself)",
+    ),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+)
 _NO_DIGEST = "0" * 64
 _DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')
 
@@ -192,6 +202,9 @@ def read_header(data: bytes | bytearray, max_header: int = MAX_HEADER_BYTES) -> 
         raise FormatError(f"container: {len(data)} bytes, too short for a header; the file is truncated")
     size = int.from_bytes(data[:8], "little")
     if not 2 <= size <= min(max_header, len(data) - 8):
+        for start, what in _OTHER_FORMATS:
+            if data.startswith(start):
+                raise FormatError(f"this is {what}, not a file or message of mcfhe")
         raise FormatError(f"container: header of {size} bytes in a file of {len(data)} (at most {max_header})")
     try:
         body = json.loads(bytes(data[8 : 8 + size]).decode("utf-8"), object_pairs_hook=_unique)

@@ -19,7 +19,7 @@ from mcfhe.engine.binding import Binding
 from mcfhe.errors import CapacityError, MismatchError, ParameterError
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.program import Program
-from mcfhe.wire import Request, Response
+from mcfhe.wire import Request, Response, in_words
 
 # Bindings kept for returning clients, per profile. Each holds the program's constants modulo one client's limbs.
 MAX_BINDINGS = 32
@@ -73,7 +73,7 @@ def check_request(program: Program, request: Request) -> None:
     not prescribe, CapacityError for moduli whose product the proved output bound does not fit.
     """
     if not isinstance(request, Request):
-        raise MismatchError(f"request: {type(request).__name__} given, this program is of the modular scheme")
+        raise MismatchError(f"request: {in_words(type(request))} given, this program is of the modular scheme")
     spec, key = program.client_spec(), request.evaluation_key
     if request.program_id != program.program_id:
         raise MismatchError(

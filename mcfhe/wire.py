@@ -274,11 +274,23 @@ def _lattice(data: bytes) -> Any:
     return wire
 
 
+_NAMES = {
+    f"{scheme}{name}": f"{words} of the {scheme.lower() or 'modular'} scheme"
+    for scheme in ("", "Lattice")
+    for name, words in (("Request", "request"), ("Response", "response"), ("EvaluationKey", "evaluation key"))
+}
+
+
+def in_words(kind: type) -> str:
+    """What a class is called in messages: for example "response of the lattice scheme"."""
+    return _NAMES.get(kind.__name__, kind.__name__)
+
+
 def check_kind(what: str, message: object, *kinds: type) -> None:
     """MismatchError unless ``message`` is of one of the kinds: of the right scheme, and a request or a response."""
     if not isinstance(message, kinds):
-        expected = " or ".join(kind.__name__ for kind in kinds)
-        raise MismatchError(f"{what}: {type(message).__name__} given, {expected} expected")
+        expected = " or ".join(in_words(kind) for kind in kinds)
+        raise MismatchError(f"{what}: {in_words(type(message))} given, {expected} expected")
 
 
 def check_match(what: str, name: str, found: str, expected: str) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import mcfhe
 from benchmarks import render_lattice, render_models
 from benchmarks.render import render
+from mcfhe.cli import run
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text("utf-8")
 
 
-def test_python_example_runs_as_written() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+def test_python_examples_run_as_written(tmp_path: Path) -> None:
+    code = "\n".join(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert run(["keygen", str(tmp_path / "net.spec.json"), "--out", str(tmp_path / "client.key")]) == 0
+    assert mcfhe.load_program(tmp_path / "net.mcfhe").input_shape == (1, 28, 28)
     assert done.stdout.splitlines() == ["Ankle boot", "Pullover", "Trouser", "Trouser", "Shirt"]
 
 

@@ -14,12 +14,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mcfhe
 from mcfhe import container
 from mcfhe.errors import FormatError, McfheError, MismatchError, SecretFieldError
+from mcfhe.lattice.wire import LatticeResponse
 from mcfhe.modular.csprng import RandomStream
 from mcfhe.modular.evaluation_key import EvaluationKey
 from mcfhe.modular.params import Moduli
-from mcfhe.wire import Request, Response
+from mcfhe.wire import Request, Response, check_kind
 from tests.container_support import sample_header, with_digest
 
 MODULI = Moduli([2**31 - 1, 2**30 - 35, 101])
@@ -322,3 +324,25 @@ class TestHostileContent:
                 peak = tracemalloc.get_traced_memory()[1]
                 tracemalloc.stop()
             assert peak < 8 * len(valid) + (1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b'{"format":"mcfhe/client-spec"', "JSON text, such as a client spec"),
+        (b"PK\x03\x04" + bytes(30), "a zip file, such as a checkpoint of torch.save"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(30), "a PNG image"),
+        (b"\xff\xd8\xff\xe0" + bytes(range(30)), "a JPEG image"),
+    ],
+)
+def test_a_file_that_is_not_ours_is_called_what_it_is(tmp_path: Path, start: bytes, what: str) -> None:
+    path = tmp_path / "mistaken"
+    path.write_bytes(start)
+    for read in (Request.load, Response.load, mcfhe.Client.load, mcfhe.load_program, mcfhe.models.load):
+        with pytest.raises(FormatError, match=f"mistaken: this is {what}.*not a file or message of mcfhe"):
+            read(path)
+
+
+def test_a_message_of_the_other_scheme_is_called_what_it_is() -> None:
+    with pytest.raises(MismatchError, match="response: response of the lattice scheme given, response of the modular"):
+        check_kind("response", object.__new__(LatticeResponse), Response)
