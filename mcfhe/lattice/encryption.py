@@ -1,7 +1,7 @@
 """Encryption of pixels under SEAL's secret key, in this process or in several.
 
 SEAL's Python module holds the interpreter's lock while it works, so threads would wait for each other. Workers are
-processes of their own: a fresh interpreter that loads SEAL and numpy, not torch, and so is ready in a quarter of a
+processes of their own: a fresh interpreter that loads SEAL and numpy, not torch, and so is ready in some tenths of a
 second. Keys and pixels go to it over a socket pair that has no name, nothing is pickled, and it ends with its socket.
 Each process draws its randomness from the operating system, as SEAL does for every ciphertext.
 
