@@ -8,24 +8,25 @@ What must hold (:class:`mcfhe.lattice.search.Requirements`):
 - the moduli fit the 128-bit table (:mod:`mcfhe.lattice.security`).
 
 Among what holds, the smallest ring degree, and in it the least work (:mod:`mcfhe.lattice.work`), found by
-:mod:`mcfhe.lattice.search`.
+:mod:`mcfhe.lattice.search` and, near the best that it finds, :mod:`mcfhe.lattice.refinement`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from math import log2, prod
 
 from mcfhe.errors import DepthError, ParameterError
-from mcfhe.graph.nodes import Graph
+from mcfhe.graph.nodes import Conv2d, Graph, Linear
 from mcfhe.graph.steps import Ring
 from mcfhe.lattice.lower import Placement, is_square
+from mcfhe.lattice.refinement import Refinement
 from mcfhe.lattice.ring import ntt_primes
-from mcfhe.lattice.search import MAX_LIMBS, MODULUS_BITS, SPECIAL_BITS, Candidate, Requirements, Search
+from mcfhe.lattice.search import MAX_LIMBS, MODULUS_BITS, SPECIAL_BITS, Requirements, Search
 from mcfhe.lattice.security import MAX_MODULUS_BITS
-from mcfhe.lattice.work import ring_points, work
+from mcfhe.lattice.work import ring_points
 from mcfhe.modular.constants import LayerConstants
 
 DEGREES = (4096, 8192, 16384, 32768)
@@ -97,28 +98,30 @@ def make_plan(
         raise ParameterError(f"degree {degree}: choose one of {', '.join(map(str, DEGREES))}")
     constants = LayerConstants(layer_bits)
 
-    def candidates(part: Graph, n: int, most: int, greedy: bool) -> list[Candidate]:
+    def search(part: Graph, n: int, most: int, greedy: bool = False) -> Search:
         drift = MODULUS_BITS - log2(min(make_ring(n, most).moduli))
         requirements = Requirements(tuple(bounds[: len(part.nodes)]), precision)
-        return list(Search(part, constants, ring_points(part), requirements, n, drift, most, greedy).candidates())
+        return Search(part, constants, ring_points(part), requirements, n, drift, most, greedy)
 
     for n in degrees:
         most = min(most_limbs(n), limits.limbs)
-        found = [candidate for candidate in candidates(graph, n, most, False) if candidate.limbs <= most]
+        whole = search(graph, n, most)
+        found = [candidate for candidate in whole.candidates() if candidate.limbs <= most]
         if found:
-            return min((_plan(n, candidate) for candidate in found), key=lambda p: work(graph, p.limbs, p.placements))
+            refinement = Refinement(whole, _without_biases(graph), layer_bits, bounds, partial(make_ring, n), most)
+            best = refinement.best(found)
+            return Plan(n, best.limbs, best.input_bits, best.placements)
 
     if not explain:
         raise DepthError(f"lattice plan: none of {most} limbs or fewer at n = {degrees[-1]}")
     # how much it would take, by the quicker search that overestimates a little
-    needed = min((c.limbs for c in candidates(graph, degrees[-1], MAX_LIMBS, True)), default=None)
-    fitting = _deepest(graph, lambda part: any(c.limbs <= most for c in candidates(part, degrees[-1], most, False)))
+    needed = min((c.limbs for c in search(graph, degrees[-1], MAX_LIMBS, True).candidates()), default=None)
+    fitting = _deepest(graph, lambda part: any(c.limbs <= most for c in search(part, degrees[-1], most).candidates()))
     raise _too_deep(max(_depths(graph)), degrees[-1], most, precision, needed, fitting)
 
 
-def _plan(degree: int, candidate: Candidate) -> Plan:
-    placements = tuple((index, Placement(count, limbs, True)) for index, count, limbs in candidate.rescales)
-    return Plan(degree, candidate.limbs, candidate.input_bits, placements)
+def _without_biases(graph: Graph) -> Graph:
+    return Graph(tuple(replace(node, bias=None) if isinstance(node, Conv2d | Linear) else node for node in graph.nodes))
 
 
 def _too_deep(depth: int, degree: int, most: int, precision: float, needed: int | None, fitting: int) -> DepthError:

@@ -4,21 +4,21 @@ Dynamic programming along the graph. Between two nodes all that the rest of the 
 that is read later, its scale (:class:`Scale`); there are few of those, however many ways lead to one. From the output
 backwards every such state gets its front: pairs of (limbs that each value must still have, cost of the rest) none of
 which is beaten in both. Cost grows with limbs, so the front of the input holds a cheapest plan for every number of
-limbs. Two things are estimated: a node is charged the limbs that it needs and not those that its input happens to have
-(candidates are compared by their true :func:`mcfhe.lattice.work.work` in the end), and scales are bounded from both
-sides instead of known, because which primes a ciphertext loses depends on all choices.
+limbs. Two things are estimated: a node is charged the limbs that it needs and not those that its input happens to have,
+and scales are bounded from both sides instead of known, because which primes a ciphertext loses depends on all choices.
+:mod:`mcfhe.lattice.refinement` goes on from the candidates, where both are known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, floor, log2, prod
 
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Linear, Node, Poly
 from mcfhe.lattice import noise
-from mcfhe.lattice.lower import is_linear, raised_bits
+from mcfhe.lattice.lower import Placement, is_linear, raised_bits
 from mcfhe.lattice.work import components, linear_work, ring_work
 from mcfhe.modular.constants import LayerConstants
 
@@ -45,6 +45,10 @@ class Candidate:
     limbs: int
     input_bits: int
     rescales: tuple[tuple[int, int, int], ...]
+
+    @property
+    def placements(self) -> tuple[tuple[int, Placement], ...]:
+        return tuple((index, Placement(count, limbs, True)) for index, count, limbs in self.rescales)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,9 @@ class _Rest:
     choices: tuple[object, ...] | None  # (index, rescalings, limbs after), the choices behind it
 
 
+_END = _Rest((1,), 0.0, None)
+
+
 class Search:
     """All scales that one graph can have in one ring degree, and what is best from each."""
 
@@ -128,15 +135,54 @@ class Search:
 
     def candidates(self) -> Iterator[Candidate]:
         """Best plans by number of limbs, for every scale of the input. None if noise rules all out."""
-        fresh = log2(noise.fresh(self._degree))
-        inputs = [bits for bits in INPUT_BITS if fresh - bits <= -self._requirements.precision]
-        first = [(Scale(bits, ()),) for bits in inputs]
+        first = [(Scale(bits, ()),) for bits in self._inputs]
         tables = self._forward(first)
         fronts = self._backward(tables)
-        for bits, state in zip(inputs, first, strict=True):
+        for bits, state in zip(self._inputs, first, strict=True):
             for rest in fronts.get(state, ()):
-                limbs = max(rest.limbs[0], self._limbs(bits, 0))
-                yield Candidate(limbs, bits, tuple(_unrolled(rest.choices)))
+                yield self._candidate(bits, rest)
+
+    def fitted(
+        self, input_bits: int, rescales: Mapping[int, int], needs: Sequence[tuple[int, int]] | None = None
+    ) -> Candidate | None:
+        """The plan with so many rescalings after each node; None if its noise is too much.
+
+        ``needs``: of every node's value the limbs before its rescalings and after, if better known than by estimate.
+        """
+        if input_bits not in self._inputs:
+            return None
+        state: State = (Scale(input_bits, ()),)
+        past = _Past((0.0,), 0)
+        chosen = list[_Step]()
+        for index in range(1, len(self._graph.nodes)):
+            step = next(self._steps(index, state, past, rescales.get(index, 0)), None)
+            if step is None:
+                return None
+            state, past = step.state, step.past
+            before, after = needs[index] if needs else (step.needed_before, step.needed_after)
+            chosen.append(replace(step, needed_before=before, needed_after=after))
+        rest = _END
+        for index, step in reversed(list(enumerate(chosen, 1))):
+            rest = self._rest(index, step, rest)
+        return self._candidate(input_bits, rest, needs[0][0] if needs else None)
+
+    def _candidate(self, input_bits: int, rest: _Rest, fresh: int | None = None) -> Candidate:
+        limbs = max(rest.limbs[0], self._limbs(input_bits, 0) if fresh is None else fresh)
+        return Candidate(limbs, input_bits, tuple(_unrolled(rest.choices)))
+
+    @cached_property
+    def _inputs(self) -> tuple[int, ...]:
+        fresh = log2(noise.fresh(self._degree))
+        return tuple(bits for bits in INPUT_BITS if fresh - bits <= -self._requirements.precision)
+
+    @cached_property
+    def groups(self) -> list[tuple[int, ...]]:
+        """Places, those together that rescale alike."""
+        groups: dict[int, tuple[int, ...]] = {}
+        for index in sorted(self._places):
+            first = self._twins.get(index, index)
+            groups[first] = (*groups.get(first, ()), index)
+        return list(groups.values())
 
     def _limbs(self, high: float, index: int) -> int:
         """The fewest that hold the value of a node at a scale of 2^high."""
@@ -157,7 +203,8 @@ class Search:
             tables.append(table)
         return tables
 
-    def _steps(self, index: int, state: State, past: _Past) -> Iterator[_Step]:
+    def _steps(self, index: int, state: State, past: _Past, only: int | None = None) -> Iterator[_Step]:
+        """The ways past a node, or the one of them with ``only`` so many rescalings."""
         node = self._graph.nodes[index]
         live = self._live[index - 1]
         scales, drifts = dict(zip(live, state, strict=True)), dict(zip(live, past.drifts, strict=True))
@@ -172,7 +219,7 @@ class Search:
             if (twin := scales.get(self._twins.get(index, -1))) is not None:
                 alike = round((made.low - twin.low) / MODULUS_BITS)
                 counts = range(alike, alike + 1) if alike in counts else counts
-        for count in counts:
+        for count in counts if only is None else (only,) if only in counts else ():
             lost = sorted((*made.lost, *((_name(self._origins[index], i), 1) for i in range(count))))
             after = Scale(made.low - count * MODULUS_BITS, tuple(lost))
             shift = drift + count * self._drift
@@ -222,7 +269,7 @@ class Search:
                 ways = [
                     self._rest(index, step, rest)
                     for step in steps
-                    for rest in ([_Rest((1,), 0.0, None)] if final else fronts.get(step.state, ()))
+                    for rest in ([_END] if final else fronts.get(step.state, ()))
                 ]
                 found[state] = _front(ways)
             fronts = found

@@ -205,11 +205,15 @@ def check_scales(graph: Graph, random: Random) -> None:
                     assert scale.low - 1e-9 <= real <= scale.low + more + 1e-9
 
 
+# Cheaper by 8 to 41 % than what the search finds without refinement: it charges a node what it needs instead of what
+# its input has, or takes primes for smaller than they are.
+MISSED = ((312902931, 2), (638943996, 1), (857284751, 2), (914044642, 1), (1045462238, 1), (856433216, 3))
+
+
 @pytest.mark.parametrize("squares", [1, 2, 3])
-def test_search_finds_what_trying_everything_finds(squares: int) -> None:
-    """On these graphs. Of 3,661 random ones four plans cost over 2 % more than the best, one of them 43 %: the search
-    charges a node what it needs instead of what its input has."""
-    for seed in range(16):
+def test_plans_are_what_trying_everything_finds(squares: int) -> None:
+    """On these graphs; docs/lattice.md says what of random ones."""
+    for seed in (*range(16), *(seed for seed, depth in MISSED if depth == squares)):
         random = Random(seed)
         graph = random_graph(random, squares)
         bits = dict(settings_of(graph, random).weight_bits or ())
@@ -218,7 +222,27 @@ def test_search_finds_what_trying_everything_finds(squares: int) -> None:
         plan = make_plan(graph, bits, bounds, 8)
         assert best is not None
         assert plan.degree == best.degree
-        assert work(graph, plan.limbs, plan.placements) <= 1.02 * work(graph, best.limbs, best.placements)
+        assert work(graph, plan.limbs, plan.placements) <= 1.005 * work(graph, best.limbs, best.placements)
+
+
+@given(seed=st.integers(0, 1 << 30), squares=st.integers(1, 6), precision=st.integers(4, 14))
+@settings(max_examples=20, deadline=None)
+def test_refinement_never_costs_more_than_what_the_search_finds(seed: int, squares: int, precision: int) -> None:
+    random = Random(seed)
+    graph = random_graph(random, squares)
+    bits = dict(settings_of(graph, random).weight_bits or ())
+    bounds = [random.uniform(0, 8) for _ in graph.nodes]
+    try:
+        plan = make_plan(graph, bits, bounds, precision, explain=False)
+    except ParameterError:
+        return
+    most = most_limbs(plan.degree)
+    drift = 30 - log2(min(make_ring(plan.degree, most).moduli))
+    points, requirements = ring_points(graph), Requirements(tuple(bounds), precision)
+    search = Search(graph, LayerConstants(bits), points, requirements, plan.degree, drift, most)
+    found = [work(graph, c.limbs, c.placements) for c in search.candidates() if c.limbs <= most]
+    assert plan.limbs <= most
+    assert work(graph, plan.limbs, plan.placements) <= min(found)
 
 
 def exhaustive(graph: Graph, bits: dict[str, int], bounds: list[float], precision: float) -> Plan | None:
@@ -283,7 +307,8 @@ def fixed(
 
 
 @pytest.mark.parametrize(
-    ("squares", "degree", "limbs"), [(1, 4096, 2), (2, 8192, 4), (3, 8192, 6), (5, 16384, 9), (8, 32768, 17)]
+    ("squares", "degree", "limbs"),
+    [(1, 4096, 2), (2, 8192, 4), (3, 8192, 6), (5, 16384, 9), (8, 32768, 16), (11, 32768, 23)],
 )
 def test_known_plans(squares: int, degree: int, limbs: int) -> None:
     program = mcfhe.compile(chain(squares), (1, 2, 2), scheme="lattice", scale_bits=6)
