@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mcfhe.arguments import number
 from mcfhe.cli.client_commands import key_option
 from mcfhe.cli.common import (
     json_option,
@@ -58,7 +59,22 @@ _FILE = click.Path(path_type=Path)
 @click.option("--no-token", is_flag=True, help="Serve whoever can reach the address.")
 @click.option("--tls-cert", type=_FILE, help="Certificate chain, PEM.")
 @click.option("--tls-key", type=_FILE, help="Its private key, PEM.")
-@click.option("--max-body-mb", default=64, show_default=True, type=click.IntRange(1, 4096), help="Largest request.")
+@click.option(
+    "--max-body-mb",
+    type=click.IntRange(1, 4096),
+    help="Largest request.  [default: 64, or what a request to a lattice program takes]",
+)
+@click.option(
+    "--body-timeout",
+    type=float,
+    help="Seconds that a request's body may take to come.  [default: 30, or 1 for every 4 MB of the largest]",
+)
+@click.option(
+    "--request-timeout",
+    default=60.0,
+    show_default=True,
+    help="Seconds until a sender is told to ask again (503) for a result that is still being made.",
+)
 @click.option("--max-inflight", default=64, show_default=True, type=click.IntRange(1), help="More wait outside (429).")
 @click.option("--session", default=3600.0, show_default=True, help="Seconds a registered key is kept unused.")
 @click.option(
@@ -78,7 +94,9 @@ def serve(
     no_token: bool,
     tls_cert: Path | None,
     tls_key: Path | None,
-    max_body_mb: int,
+    max_body_mb: int | None,
+    body_timeout: float | None,
+    request_timeout: float,
     max_inflight: int,
     session: float,
     log_level: str,
@@ -93,7 +111,7 @@ def serve(
         from mcfhe.service.app import Service
         from mcfhe.service.memory import settle_allocator
         from mcfhe.service.run import make_server
-        from mcfhe.service.settings import ServiceSettings
+        from mcfhe.service.sizing import settings_for
         from mcfhe.service.tokens import Tokens
     except ModuleNotFoundError as error:
         raise McfheError(f"serve needs {error.name}: pip install 'mcfhe[serve]'") from None
@@ -108,14 +126,17 @@ def serve(
         raise ParameterError(f"--host {host}: others can reach it; pass --token-file, or --no-token to serve anyone")
     if engine == "local" and (ray_address or workers):
         raise ParameterError("--ray-address and --workers belong to --engine ray")
+    number("--shard-deadline", shard_deadline, 0, above=True)
     tokens = None if token_file is None else Tokens.from_file(token_file)
     settle_allocator()
     loaded = [stage for path in programs for stage in _stages(load_program(path))]
-    expansion = 3 if any(program.scheme == "lattice" for program in loaded) else 1
-    settings = ServiceSettings(
-        max_body_bytes=max_body_mb << 20,
+    settings = settings_for(
+        loaded,
+        1 if tokens is None else len(tokens),
+        body_mb=max_body_mb,
+        body_timeout_s=body_timeout,
+        request_timeout_s=request_timeout,
         max_inflight=max_inflight,
-        max_inflight_bytes=max(256, expansion * max_body_mb) << 20,
         session_s=session,
     )
     if engine == "ray":

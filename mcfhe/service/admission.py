@@ -23,6 +23,11 @@ class Quota:
         self._common = limit - self._kept * owners
         self._by_owner: dict[str, int] = {}
 
+    @property
+    def most(self) -> int:
+        """What one owner can have at best, while no other has anything."""
+        return self._kept + self._common
+
     def take(self, owner: str, count: int) -> bool:
         """Whether there was room for ``count`` more of this owner; then they are taken."""
         used = self._by_owner.get(owner, 0)
@@ -38,6 +43,11 @@ class Quota:
         if not self._by_owner[owner]:
             del self._by_owner[owner]
         self.taken -= count
+
+
+def room_for(count: int, owners: int) -> int:
+    """The limit of a :class:`Quota` of which each owner can have ``count`` at best, or a few more."""
+    return -(-2 * owners * count // (owners + 1)) + 2 * owners
 
 
 class Gate:

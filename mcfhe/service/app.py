@@ -18,7 +18,7 @@ from starlette.routing import Route
 from mcfhe.container import read_header
 from mcfhe.errors import ParameterError
 from mcfhe.server import Evaluator
-from mcfhe.service.admission import Gate, Ticket, read_body
+from mcfhe.service.admission import Gate, Ticket, read_body, room_for
 from mcfhe.service.guard import Guard
 from mcfhe.service.metrics import Metrics
 from mcfhe.service.openapi import describe
@@ -50,6 +50,12 @@ class Service:
         self.accepting = False
         owners = 1 if tokens is None else len(tokens)
         self._gate = Gate(settings.max_inflight, settings.max_inflight_bytes, owners)
+        if self._gate.bytes.most < settings.max_body_bytes:  # it would be told to come back for ever
+            raise ParameterError(
+                f"max_inflight_bytes = {settings.max_inflight_bytes}: of that one of {owners} tokens can have "
+                f"{self._gate.bytes.most}, less than max_body_bytes = {settings.max_body_bytes}; raise it to "
+                f"{room_for(settings.max_body_bytes, owners)}"
+            )
         self._largest_key = max(MAX_KEY_BYTES, *(server.program.key_bytes + KEY_HEADER_BYTES for server in servers))
         self._sessions = Sessions(settings.max_keys, settings.session_s, settings.max_key_bytes)
         self._replays = Replays(settings.replay_s, settings.max_replay_bytes)
@@ -176,12 +182,12 @@ class Service:
 
     def _reserve(self, ticket: Ticket, request: Request, beyond: int) -> None:
         """Room for what evaluation holds beside a body; Refusal 413 if there never is enough, 429 if not now."""
-        most = self.settings.max_inflight_bytes
+        most = self._gate.bytes.most
         if request.held_bytes > most:
             raise Refusal(
                 413,
-                f"request: takes {request.held_bytes} bytes while it is evaluated, {most} (max_inflight_bytes) may be "
-                "inside; the server's operator can raise that",
+                f"request: takes {request.held_bytes} bytes while it is evaluated, {most} may be inside for one "
+                "token (max_inflight_bytes); the server's operator can raise that",
             )
         if beyond > 0:
             ticket.reserve(beyond)

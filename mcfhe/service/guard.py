@@ -45,8 +45,10 @@ class Guard:
         except ClientDisconnect:
             exchange.status = 499  # nobody is there to read an answer; the number is nginx's
         except Refusal as refusal:
+            state["log"]["refused"] = str(refusal)  # the service's own words; those of a McfheError may quote a message
             await exchange.refuse(refusal)
         except McfheError as error:
+            state["log"]["refused"] = type(error).__name__
             await exchange.refuse(Refusal.of(error))
         except Exception:
             log("internal error", logging.ERROR, exc_info=True, endpoint=_endpoint(scope))

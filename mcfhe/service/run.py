@@ -76,15 +76,26 @@ def limited_protocol(settings: ServiceSettings) -> type[H11Protocol]:
 class _Uvicorn(uvicorn.Server):
     """Tells when it listens, and stops taking requests in before it waits for those that are inside."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, started: Callable[[], None] | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, url: str, started: Callable[[str], None] | None
+    ) -> None:
         super().__init__(config)
+        self._url = url
         self._service = service
         self._on_start = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        limits = self._service.settings
+        log(
+            "started",
+            url=self._url,
+            programs=[program_id[:12] for program_id in self._service.servers],
+            max_body_bytes=limits.max_body_bytes,
+            max_inflight_bytes=limits.max_inflight_bytes,
+        )
         if self._on_start is not None:
-            self._on_start()
+            self._on_start(self._url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.accepting = False
@@ -144,5 +155,5 @@ def make_server(
         raise McfheError(f"{host}:{port}: cannot be bound ({error.strerror})") from None
     shown = f"[{host}]" if ":" in host else host
     url = f"{'https' if tls else 'http'}://{shown}:{bound.getsockname()[1]}"
-    server = _Uvicorn(config, service, None if started is None else lambda: started(url))
+    server = _Uvicorn(config, service, url, started)
     return server, [bound], url

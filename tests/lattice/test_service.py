@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,10 @@ from mcfhe.lattice.program import LatticeProgram
 from mcfhe.lattice.seal import available
 from mcfhe.lattice.server import LatticeServer, expanded
 from mcfhe.lattice.wire import LatticeRequest, LatticeResponse
+from mcfhe.service.admission import Quota
 from mcfhe.service.sessions import Sessions
+from mcfhe.service.settings import ServiceSettings
+from mcfhe.service.sizing import request_bytes, settings_for
 from mcfhe.sharding.sharded import local_evaluator
 from tests.lattice.support import small_program
 from tests.service.support import PROGRAM, Live, assert_refused, wait_for
@@ -93,6 +97,10 @@ def test_admission_counts_what_a_seeded_request_expands_to(program: LatticeProgr
     with Live([mcfhe.Server(program)], max_inflight_bytes=held - 1, **limits) as live:
         assert_refused(live.post(bodies[0], path), 413, f"takes {held} bytes while it is evaluated, {held - 1}")
         assert live.metric("mcfhe_inflight_bytes") == 0
+    tokens = ["t" * 20, "u" * 20]  # of a limit that would do, one of two can have three quarters
+    with Live([mcfhe.Server(program)], tokens, max_inflight_bytes=held + 100, **limits) as live:
+        answer = live.post(bodies[0], path, authorization=f"Bearer {tokens[0]}")
+        assert_refused(answer, 413, "may be inside for one token")
     server = Held(program)
     with (
         Live([server], max_inflight_bytes=held + len(bodies[1]), **limits) as live,
@@ -112,3 +120,24 @@ def test_admission_counts_what_a_seeded_request_expands_to(program: LatticeProgr
 def test_several_devices_are_refused(program: LatticeProgram) -> None:
     with pytest.raises(ParameterError, match="one device"):
         local_evaluator(program, "cpu,cpu")
+
+
+def test_limits_suit_the_programs(program: LatticeProgram, client: LatticeClient) -> None:
+    """With 64 MB for every program no request to most lattice programs was ever taken in."""
+    body = client.encrypt(torch.zeros(1, 2, 3, 3, dtype=torch.uint8)).to_bytes()
+    assert len(body) <= request_bytes(program) <= len(body) + (1 << 18)
+    large = SimpleNamespace(
+        scheme="lattice",
+        key_bytes=1 << 20,
+        input_shape=(3, 32, 32),
+        client_spec=lambda: SimpleNamespace(ring=SimpleNamespace(moduli=range(8), degree=16384)),
+    )
+    modular = SimpleNamespace(scheme="modular")
+    settings = settings_for([modular, large], 3)
+    needed = request_bytes(large)
+    assert needed <= settings.max_body_bytes < needed + (1 << 20)
+    assert Quota(settings.max_inflight_bytes, 3).most >= 3 * settings.max_body_bytes
+    assert settings.body_timeout_s == (settings.max_body_bytes >> 20) / 4
+    assert settings_for([modular], 1) == ServiceSettings()
+    with pytest.raises(ParameterError, match=r"--max-body-mb 64: a request of the lattice scheme .* takes 1538 MB"):
+        settings_for([modular, large], 1, body_mb=64)

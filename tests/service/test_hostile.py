@@ -275,11 +275,14 @@ def test_logs_have_no_payload() -> None:
             live.post(request.to_bytes(), authorization="Bearer a-token-that-is-never-logged")
             live.post(b"payload-in-the-body", "/v1/raw-path-of-the-sender", authorization="Bearer wrong-token-of-mine")
             live.http.get("/v1/programs")
-            wait_for(lambda: len(lines) == 3)  # a line may come just after its answer
+            live.post(b"a payload", authorization="Bearer a-token-that-is-never-logged")
+            wait_for(lambda: len(lines) == 4)  # a line may come just after its answer
         finally:
             logger.removeHandler(handler)
     entries = [json.loads(line) for line in lines]
-    assert [entry["status"] for entry in entries if entry["event"] == "request"] == [200, 401, 401]
+    assert [entry["status"] for entry in entries if entry["event"] == "request"] == [200, 401, 401, 400]
+    refused = [entry.get("refused") for entry in entries]
+    assert refused == [None, *["no valid token: send 'Authorization: Bearer TOKEN'"] * 2, "FormatError"]
     first = next(entry for entry in entries if entry["event"] == "request")
     assert first["request"] == request.request_id
     assert first["owner"] == "token-1"

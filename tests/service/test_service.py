@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mcfhe
+from mcfhe.cli.service_commands import serve
 from mcfhe.errors import ParameterError
-from mcfhe.service.admission import Quota
+from mcfhe.service.admission import Quota, room_for
 from mcfhe.service.refusal import Refusal
 from mcfhe.service.replay import ENTRY_BYTES, Replays
 from mcfhe.service.sessions import Sessions
@@ -180,6 +184,21 @@ def test_quota(limit: int, owners: int, steps: list[tuple[int, int]]) -> None:
             assert used[owner] + count > limit // (2 * owners)
         assert quota.taken == sum(used) <= limit
     assert owners > 1 or quota.take("0", limit - used[0])
+    alone = Quota(limit, owners)
+    assert not alone.take("0", alone.most + 1)
+    assert alone.take("0", alone.most)
+
+
+@given(count=st.integers(1, 1 << 40), owners=st.integers(1, 1000))
+def test_room_for_one_request_of_any_owner(count: int, owners: int) -> None:
+    assert Quota(room_for(count, owners), owners).most >= count
+    assert room_for(count, owners) <= 2 * (count + owners) + 1
+
+
+def test_a_body_that_no_token_could_send_is_refused_at_the_start() -> None:
+    """With two tokens one has three quarters at best; a larger body would be told to come back for ever."""
+    with pytest.raises(ParameterError, match="max_inflight_bytes = 1000: of that one of 2 tokens can have 750"):
+        Live(tokens=TOKENS, max_body_bytes=800, max_inflight_bytes=1000)
 
 
 def test_bytes_inside_are_bounded() -> None:
@@ -387,3 +406,29 @@ def test_metrics_count(live: Live) -> None:
 def test_settings_refuse(bad: dict[str, float]) -> None:
     with pytest.raises(ParameterError, match=next(iter(bad))):
         ServiceSettings(**bad)  # type: ignore[arg-type]
+
+
+def test_the_page_for_operators_lists_every_metric_and_limit(live: Live) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "service.md").read_text("utf-8")
+    known = {
+        re.sub("_info$", "", name) if kind == "info" else name
+        for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", live.http.get("/metrics").text, re.MULTILINE)
+        if not name.endswith("_created") and not name.startswith("process_")
+    }
+    assert set(re.findall(r"`(mcfhe_[a-z_]+)", page)) == known
+    options = {name for parameter in serve.params for name in parameter.opts if name.startswith("--")}
+    elsewhere = {"--port", "--device", "--engine", "--ray-address", "--workers", "--log-level", "--json"}
+    assert {name for name in options if name not in page} <= elsewhere
+    assert set(re.findall(r"--[a-z][a-z-]+", page)) <= options | {"--server", "--key", "--retries"}
+
+
+def test_the_first_line_of_the_log_has_the_limits(caplog: pytest.LogCaptureFixture) -> None:
+    live, logger = Live(), logging.getLogger("mcfhe.service")
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, "mcfhe.service"), live:
+        pass
+    logger.removeHandler(caplog.handler)
+    fields = next(vars(record)["fields"] for record in caplog.records if record.message == "started")
+    assert fields["url"] == live.url
+    assert fields["programs"] == [PROGRAM.program_id[:12]]
+    assert fields["max_body_bytes"] == ServiceSettings().max_body_bytes
