@@ -11,6 +11,7 @@ input and tensors must cover it exactly, so that reading never allocates more th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -380,9 +381,11 @@ def _regular_file(path: str | os.PathLike[str], max_bytes: int, buffering: int =
 def write_file(path: str | os.PathLike[str], data: bytes, *, secret: bool = False) -> None:
     """Write atomically: a temporary file in the same directory, fsync, rename. On failure the old file stays.
 
-    ``secret`` creates the file with mode 0600 from the start; otherwise the umask decides.
+    ``secret`` creates the file with mode 0600 from the start; otherwise the umask decides. McfheError for what a rename
+    would destroy: devices and links (``/dev/stdout``), and, unless ``secret``, a file with a secret key.
     """
     target = Path(file_path(path))
+    _check_target(target, secret)
     temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     created = False
@@ -401,6 +404,22 @@ def write_file(path: str | os.PathLike[str], data: bytes, *, secret: bool = Fals
     finally:
         if created:
             temporary.unlink(missing_ok=True)
+
+
+def _check_target(target: Path, secret: bool) -> None:
+    try:
+        mode = target.lstat().st_mode
+    except OSError:
+        return  # not there, or writing will say why it cannot be
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise McfheError(f"{target}: not a regular file, and would be replaced by one; give the name of a file")
+    if secret or not stat.S_ISREG(mode):
+        return
+    with contextlib.suppress(OSError), target.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        found = re.search(rb'"kind":"([a-z-]+)"', file.read(min(size, MAX_HEADER_BYTES)))
+        if found and found[1].decode() in SECRET_KINDS:
+            raise McfheError(f"{target}: holds a secret key, which would be lost; choose another name")
 
 
 def _sync_directory(directory: Path) -> None:

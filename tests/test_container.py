@@ -276,3 +276,32 @@ class TestFiles:
         monkeypatch.setattr(os, "fstat", grow)
         with pytest.raises(FormatError, match="changed while it was read"):
             container.read_file(tmp_path / "file")
+
+
+def test_writing_never_destroys_what_is_no_file(tmp_path: Path) -> None:
+    """A rename over /dev/null, by root, leaves the whole machine without one."""
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "dangling", "pipe"):
+        before = (tmp_path / name).lstat()
+        for secret in (False, True):
+            with pytest.raises(McfheError, match=f"{name}: not a regular file"):
+                container.write_file(tmp_path / name, b"new", secret=secret)
+        assert (tmp_path / name).lstat().st_ino == before.st_ino
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file", "link", "pipe"]
+
+
+@pytest.mark.parametrize("kind", sorted(container.SECRET_KINDS))
+def test_nothing_but_a_key_is_written_over_a_key(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "client.key"
+    key = container.pack(kind, {"secret": np.zeros(4, "<u1")}, {}, allow_secret=True)
+    container.write_file(path, key, secret=True)
+    with pytest.raises(McfheError, match=r"client\.key: holds a secret key, which would be lost"):
+        container.write_file(path, b"a request")
+    assert path.read_bytes() == key
+    container.write_file(path, b"another key", secret=True)
+    container.write_file(path, b"no key any more")
+    assert path.read_bytes() == b"no key any more"
