@@ -210,7 +210,7 @@ def table(report: dict[str, Any]) -> list[str]:
     for r in report["lattice"]:
         lines.append(
             f"{r['name']}: {r['resident']['median']:.1f} ms on the device, {r['received']['median']:.1f} as received, "
-            f"of which the host expands seeds for {r['expansion']['median']:.1f}"
+            f"of which upload and expansion of seeds take {r['expansion']['median']:.1f}"
         )
     for r in report["targets"]:
         verdict = "met" if r["met"] else "MISSED"

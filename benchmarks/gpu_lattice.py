@@ -10,8 +10,11 @@ from torch import Tensor
 
 from benchmarks.gpu_kernels import Bench, Row, WrongResult, kernel_row
 from benchmarks.gpu_plan import ENTRY, LatticeCase
+from mcfhe import ops
 from mcfhe.lattice import ring
+from mcfhe.lattice.security import SEED_BYTES
 
+HASH_WORDS = 8  # residues of one BLAKE2b hash
 PRODUCTS = 3  # multiplications of 32-bit words in a butterfly; counted at the rate of the int64 path
 
 
@@ -76,3 +79,24 @@ def rows(bench: Bench, case: LatticeCase) -> Iterator[Row]:
             f"{work.name}, {case.title}", "auto", timing, floor, bytes=work.bytes_moved, butterflies=butterflies,
             bytes_per_second=work.bytes_moved / seconds, butterflies_per_second=butterflies / seconds,
         )  # fmt: skip
+    yield expansion_row(bench, case)
+
+
+def expansion_row(bench: Bench, case: LatticeCase) -> Row:
+    """Seeds of as many ciphertexts. Hashes set its pace, of which no peak is measured: the floor is that of memory."""
+    moduli = torch.tensor(ring.ntt_primes(case.n, case.prime_bits)[:-1])
+    seeds = torch.randint(0, 256, (case.positions, SEED_BYTES), dtype=torch.uint8)
+    here, moduli_here = seeds.to(bench.device), moduli.to(bench.device)
+
+    def call() -> Tensor:
+        return ops.expand_uniform(here, moduli_here, case.n)
+
+    if not torch.equal(call()[:, -1:].cpu(), ops.expand_uniform(seeds[-1:], moduli, case.n)):
+        raise WrongResult(f"expand_uniform, {case.title}: differs from the CPU")
+    timing = bench.clock.time(call)
+    words = case.limbs * case.positions * case.n
+    moved = 4 * words + seeds.numel()
+    return kernel_row(
+        f"expand_uniform, {case.title}", "auto", timing, bench.ceilings.floor_ms(moved, 0, "int64"), bytes=moved,
+        hashes=words // HASH_WORDS, hashes_per_second=words // HASH_WORDS / (timing.median * 1e-3),
+    )  # fmt: skip

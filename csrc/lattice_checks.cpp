@@ -11,6 +11,7 @@ using torch::headeronly::ScalarType;
 
 constexpr int64_t kMinDegree = 8;
 constexpr int64_t kMaxDegree = 32768;
+constexpr int64_t kSeedBytes = 64;
 
 std::string place(const char* op, const char* name) { return std::string("mcfhe::") + op + ": " + name; }
 
@@ -121,6 +122,17 @@ TensorSquareParams tensor_square_params(const char* op, const Tensor& x, const s
     p.coefficients_channel_stride = channel_stride(op, "coefficients", *coefficients, x, p.channels, 3);
   }
   return p;
+}
+
+ExpandParams expand_params(const char* op, const Tensor& seeds, const Tensor& moduli, int64_t n) {
+  STD_TORCH_CHECK(seeds.scalar_type() == ScalarType::Byte && seeds.dim() == 2 && seeds.size(1) == kSeedBytes,
+                  place(op, "seeds"), " has shape ", shape_string(seeds), " but must be uint8 [count, ", kSeedBytes,
+                  "], one seed a row");
+  check_int64(op, "moduli", moduli);
+  check_same_device(op, "moduli", moduli, seeds);
+  STD_TORCH_CHECK(moduli.dim() == 1, place(op, "moduli"), " has shape ", shape_string(moduli), " but must be [limbs]");
+  STD_TORCH_CHECK(n >= 1 && n <= kMaxDegree, place(op, "n"), " = ", n, " must lie in 1..", kMaxDegree);
+  return {moduli.numel(), seeds.size(0), n};
 }
 
 void check_ring_moduli(const char* op, const int64_t* moduli, int64_t count, int64_t n) {

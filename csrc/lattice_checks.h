@@ -1,4 +1,5 @@
-// Checks of the lattice ops (ntt, tensor_square, relinearise, rescale), CPU and CUDA; messages as in checks.h.
+// Checks of the lattice ops (ntt, tensor_square, relinearise, rescale, expand_uniform), CPU and CUDA; messages as in
+// checks.h.
 #pragma once
 
 #include "checks.h"
@@ -13,6 +14,8 @@ RelineariseParams relinearise_params(const char* op, const Tensor& x, const Tens
 // x [L, C, ..., 2 n]; [L, 2 n] has C = 1.
 TensorSquareParams tensor_square_params(const char* op, const Tensor& x, const std::optional<Tensor>& shift,
                                         const std::optional<Tensor>& coefficients, const Tensor& moduli);
+// seeds uint8 [count, 64], moduli [L], n 1..32768.
+ExpandParams expand_params(const char* op, const Tensor& seeds, const Tensor& moduli, int64_t n);
 
 // 2 <= q < 2^31 and q = 1 mod 2n for every modulus. Host memory only.
 void check_ring_moduli(const char* op, const int64_t* moduli, int64_t count, int64_t n);

@@ -242,11 +242,11 @@ def rescale(x: Tensor, tables: Tensor, moduli: Tensor, *, validate: bool = True)
 
 
 def expand_uniform(seeds: Tensor, moduli: Tensor, n: int) -> Tensor:
-    """Uniform residues int32 ``[L, P, n]`` from ``seeds`` uint8 ``[P, 64]``, modulo each of ``moduli`` [L]; on the CPU.
+    """Uniform residues int32 ``[L, P, n]`` from ``seeds`` uint8 ``[P, 64]``, modulo each of ``moduli`` [L], any n >= 1.
 
     What SEAL expands a seed to: a BLAKE2Xb stream of 64-bit words (4,096 bytes for each value of a counter, keyed with
     the seed) is cut into L rows of n, reduced modulo each modulus; words that would favour small residues are replaced
-    by those that follow. Seeds are public.
+    by those that follow all rows. Seeds are public.
     """
     return _call("expand_uniform", seeds, moduli, n)
 

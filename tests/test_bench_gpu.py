@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks import compare, gpu, gpu_kernels, gpu_lattice, gpu_native, gpu_network, gpu_plan
 from benchmarks.gpu_timing import Ceilings, Timing
 from benchmarks.render_gpu import gpu_table
+from mcfhe import ops
 from mcfhe.engine import Engine
 from mcfhe.engine.cuda_runner import CudaRunner
 from mcfhe.lattice.server import LatticeServer
@@ -65,7 +66,7 @@ def test_it_runs_without_the_client() -> None:
         "import sys; sys.modules['cryptography'] = sys.modules['tenseal'] = sys.modules['zstandard'] = None\n"
         "import benchmarks.compare, benchmarks.gpu, benchmarks.gpu_kernels, benchmarks.gpu_network\n"
         "import benchmarks.gpu_lattice, tests.gpu.test_cuda_lattice_ops\n"
-        "import tests.gpu.test_cuda_lattice; tests.gpu.test_cuda_lattice.program()\n"
+        "import tests.gpu.test_cuda_lattice; tests.gpu.test_cuda_lattice.compiled()\n"
         "import tests.gpu.conftest, tests.gpu.test_cuda_engine, tests.gpu.test_cuda_ops, tests.gpu.test_cuda_runtime\n"
         "benchmarks.gpu_network.program_of(28), benchmarks.gpu_network.lattice_program()\n"
     )
@@ -215,7 +216,8 @@ def test_pointwise_rows() -> None:
 def test_lattice_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     case = gpu_plan.LatticeCase(16, 2, 3)
     rows = {row["name"].split(",")[0]: row for row in gpu_lattice.rows(bench(StandIn()), case)}
-    assert list(rows) == ["ntt", "inverse ntt", "tensor_square", "rescale", "relinearise"]
+    assert list(rows) == ["ntt", "inverse ntt", "tensor_square", "rescale", "relinearise", "expand_uniform"]
+    assert rows["expand_uniform"]["hashes"] == 2 * 3 * 16 // 8
     assert rows["ntt"]["butterflies"] == 2 * 3 * 8 * 4
     assert rows["relinearise"]["butterflies"] == 3 * 4 * 3 * 8 * 4
     assert rows["ntt"]["bytes"] == 2 * 8 * 2 * 3 * 16
@@ -225,6 +227,11 @@ def test_lattice_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mcfhe, "relinearise", lambda x, *rest: relinearise(x, *rest) + (x.shape[1] > 1))
     with pytest.raises(gpu_kernels.WrongResult, match="relinearise"):
         list(gpu_lattice.rows(bench(StandIn()), case))
+    monkeypatch.undo()
+    expand = ops.expand_uniform
+    monkeypatch.setattr(gpu_lattice.ops, "expand_uniform", lambda seeds, *rest: expand(seeds, *rest) + len(seeds) // 2)
+    with pytest.raises(gpu_kernels.WrongResult, match="expand_uniform"):
+        gpu_lattice.expansion_row(bench(StandIn()), case)
 
 
 def network_row(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

@@ -1,34 +1,16 @@
 // Uniform residues from seeds, as SEAL expands the second component of a seeded ciphertext: BLAKE2Xb over a counter, 64
 // bits a residue. The seeds are public (they travel in the clear), so nothing here needs to run in constant time.
-//
-// BLAKE2Xb (J.-P. Aumasson et al., BLAKE2X, 2016): a root hash of the input, then one independent BLAKE2b hash of the
-// root for every 64 bytes of output. Independent hashes are computed eight at a time, one in each lane of a vector.
-// SEAL's stream (native/src/seal/randomgen.cpp) is the concatenation of 4,096-byte outputs for the inputs 0, 1, 2, ..
+// kernels/blake2xb.h says what the stream is. Independent hashes are computed eight at a time, one in each lane of a
+// vector.
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between functions of this file alone
 
+using blake2::kIv;
+using blake2::kOutputWords;
 constexpr int64_t kHashLanes = 8;
-constexpr int64_t kOutputBytes = 4096;
-constexpr int64_t kOutputWords = kOutputBytes / 8;
-constexpr int64_t kHashWords = 8;
+constexpr int64_t kHashWords = blake2::kStateWords;
 typedef uint64_t HashLanes __attribute__((vector_size(8 * kHashLanes)));
-
-constexpr uint64_t kBlakeIv[8] = {0x6a09e667f3bcc908, 0xbb67ae8584caa73b, 0x3c6ef372fe94f82b, 0xa54ff53a5f1d36f1,
-                                  0x510e527fade682d1, 0x9b05688c2b3e6c1f, 0x1f83d9abfb41bd6b, 0x5be0cd19137e2179};
-constexpr uint8_t kSigma[12][16] = {
-    {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, {14, 10, 4, 8, 9, 15, 13, 6, 1, 12, 0, 2, 11, 7, 5, 3},
-    {11, 8, 12, 0, 5, 2, 15, 13, 10, 14, 3, 6, 7, 1, 9, 4}, {7, 9, 3, 1, 13, 12, 11, 14, 2, 6, 5, 10, 4, 0, 15, 8},
-    {9, 0, 5, 7, 2, 4, 10, 15, 14, 1, 11, 12, 6, 8, 3, 13}, {2, 12, 6, 10, 0, 11, 8, 3, 4, 13, 7, 5, 15, 14, 1, 9},
-    {12, 5, 1, 15, 14, 13, 4, 10, 0, 7, 6, 3, 9, 2, 8, 11}, {13, 11, 7, 14, 12, 1, 3, 9, 5, 0, 15, 4, 8, 6, 2, 10},
-    {6, 15, 14, 9, 11, 3, 0, 8, 12, 2, 13, 7, 1, 4, 10, 5}, {10, 2, 8, 4, 7, 6, 1, 5, 15, 11, 9, 14, 3, 12, 13, 0},
-    {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, {14, 10, 4, 8, 9, 15, 13, 6, 1, 12, 0, 2, 11, 7, 5, 3}};
-
-// First and second word of the parameter block; the third holds inner length, the others are 0.
-constexpr uint64_t kRootFirst = 64 | 64 << 8 | 1 << 16 | 1 << 24;  // digest, key, fanout 1, depth 1
-constexpr uint64_t kNodeFirst = 64 | uint64_t{64} << 32;           // digest, leaf length
-constexpr uint64_t kOutputLength = static_cast<uint64_t>(kOutputBytes) << 32;
-constexpr uint64_t kNodeThird = 64 << 8;  // inner length
 
 inline HashLanes broadcast(uint64_t v) { return HashLanes{v, v, v, v, v, v, v, v}; }
 inline HashLanes rotated(HashLanes v, int bits) { return (v >> bits) | (v << (64 - bits)); }
@@ -51,30 +33,28 @@ inline void blake_compress(HashLanes h[8], const HashLanes* message, uint64_t by
   HashLanes v[16];
   for (int i = 0; i < 8; ++i) {
     v[i] = h[i];
-    v[i + 8] = broadcast(kBlakeIv[i]);
+    v[i + 8] = broadcast(kIv[i]);
   }
   v[12] ^= broadcast(bytes);
   if (last) v[14] = ~v[14];
 #pragma GCC unroll 12
-  for (int round = 0; round < 12; ++round) {
-    const auto word = [&](int i) { return kSigma[round][i] < words ? message[kSigma[round][i]] : zero; };
-    blake_mix(v, 0, 4, 8, 12, word(0), word(1));
-    blake_mix(v, 1, 5, 9, 13, word(2), word(3));
-    blake_mix(v, 2, 6, 10, 14, word(4), word(5));
-    blake_mix(v, 3, 7, 11, 15, word(6), word(7));
-    blake_mix(v, 0, 5, 10, 15, word(8), word(9));
-    blake_mix(v, 1, 6, 11, 12, word(10), word(11));
-    blake_mix(v, 2, 7, 8, 13, word(12), word(13));
-    blake_mix(v, 3, 4, 9, 14, word(14), word(15));
+  for (int round = 0; round < blake2::kRounds; ++round) {
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; ++g) {
+      const auto word = [&](int i) { return i < words ? message[i] : zero; };
+      const uint8_t* const at = blake2::kMix[g];
+      blake_mix(v, at[0], at[1], at[2], at[3], word(blake2::kSigma[round][2 * g]),
+                word(blake2::kSigma[round][2 * g + 1]));
+    }
   }
   for (int i = 0; i < 8; ++i) h[i] ^= v[i] ^ v[i + 8];
 }
 
 // The roots of the outputs counter, .., counter + 7.
 inline void blake_roots(const uint64_t* seed, uint64_t counter, HashLanes root[8]) {
-  for (int i = 0; i < 8; ++i) root[i] = broadcast(kBlakeIv[i]);
-  root[0] ^= broadcast(kRootFirst);
-  root[1] ^= broadcast(kOutputLength);
+  for (int i = 0; i < 8; ++i) root[i] = broadcast(kIv[i]);
+  root[0] ^= broadcast(blake2::kRootFirst);
+  root[1] ^= broadcast(blake2::kSecond);
   HashLanes key[8];
   for (int i = 0; i < 8; ++i) key[i] = broadcast(seed[i]);
   blake_compress<8>(root, key, 128, false);
@@ -87,14 +67,14 @@ inline void blake_roots(const uint64_t* seed, uint64_t counter, HashLanes root[8
 inline void blake_output(const uint64_t* root, uint64_t* out) {
   HashLanes message[8];
   for (int i = 0; i < 8; ++i) message[i] = broadcast(root[i]);
-  for (int64_t node = 0; node < kOutputWords / kHashWords; node += kHashLanes) {
+  for (int64_t node = 0; node < blake2::kNodes; node += kHashLanes) {
     HashLanes h[8];
-    for (int i = 0; i < 8; ++i) h[i] = broadcast(kBlakeIv[i]);
-    h[0] ^= broadcast(kNodeFirst);
-    HashLanes second = broadcast(kOutputLength + static_cast<uint64_t>(node));
+    for (int i = 0; i < 8; ++i) h[i] = broadcast(kIv[i]);
+    h[0] ^= broadcast(blake2::kNodeFirst);
+    HashLanes second = broadcast(blake2::kSecond + static_cast<uint64_t>(node));
     for (int lane = 0; lane < kHashLanes; ++lane) second[lane] += static_cast<uint64_t>(lane);
     h[1] ^= second;
-    h[2] ^= broadcast(kNodeThird);
+    h[2] ^= broadcast(blake2::kNodeThird);
     blake_compress<8>(h, message, 64, true);
     for (int64_t lane = 0; lane < kHashLanes; ++lane) {
       for (int64_t i = 0; i < kHashWords; ++i) out[(node + lane) * kHashWords + i] = h[i][lane];
@@ -146,20 +126,20 @@ void expand_uniform_task(const ExpandJob& job, int64_t task) {
   SeedStream stream;
   stream.seed = job.seeds + task * kHashWords;
   int64_t refused = 0;
-  for (int64_t limb = 0; limb < job.limbs; ++limb) {
+  for (int64_t limb = 0; limb < job.p.limbs; ++limb) {
     const WordReduction reduce(job.moduli[limb]);
-    int32_t* const y = job.y + (limb * job.count + task) * job.n;
-    for (int64_t i = 0; i < job.n; ++i) {
+    int32_t* const y = job.y + (limb * job.p.count + task) * job.p.n;
+    for (int64_t i = 0; i < job.p.n; ++i) {
       const uint64_t word = stream.next();
       const bool good = word < reduce.limit;
       refused += !good;
       y[i] = good ? reduce(word) : -1;
     }
   }
-  for (int64_t limb = 0; refused > 0 && limb < job.limbs; ++limb) {
+  for (int64_t limb = 0; refused > 0 && limb < job.p.limbs; ++limb) {
     const WordReduction reduce(job.moduli[limb]);
-    int32_t* const y = job.y + (limb * job.count + task) * job.n;
-    for (int64_t i = 0; i < job.n; ++i) {
+    int32_t* const y = job.y + (limb * job.p.count + task) * job.p.n;
+    for (int64_t i = 0; i < job.p.n; ++i) {
       if (y[i] >= 0) continue;
       uint64_t word = stream.next();
       while (word >= reduce.limit) word = stream.next();

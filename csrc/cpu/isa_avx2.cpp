@@ -2,6 +2,7 @@
 // chance to give this code to a processor that lacks the instructions.
 #include <immintrin.h>
 
+#include "../kernels/blake2xb.h"
 #include "../kernels/modmath.h"
 #include "kernels.h"
 

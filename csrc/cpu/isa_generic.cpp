@@ -1,5 +1,6 @@
 // The CPU kernels compiled for generic. Everything below the pragma lives in an unnamed namespace, so the linker has no
 // chance to give this code to a processor that lacks the instructions.
+#include "../kernels/blake2xb.h"
 #include "../kernels/modmath.h"
 #include "kernels.h"
 

@@ -113,7 +113,7 @@ struct AlignAddJob {
 
 // Uniform residues from public seeds; task: one seed.
 struct ExpandJob {
-  int64_t limbs, count, n;
+  ExpandParams p;
   const uint64_t* seeds;  // [count, 8]
   const int64_t* moduli;  // [L]
   int32_t* y;             // [L, count, n]

@@ -1,5 +1,5 @@
-// ntt, tensor_square, relinearise and rescale on CUDA. Values of moduli, tables and residues are on the device and
-// trusted.
+// ntt, tensor_square, relinearise, rescale and expand_uniform on CUDA. Values of moduli, tables and residues are on the
+// device and trusted.
 #include "kernels/cuda_launch.h"
 #include "lattice_checks.h"
 #include "op_common.h"
@@ -90,6 +90,20 @@ Tensor rescale(const Tensor& x, const Tensor& tables, const Tensor& moduli) {
   return y;
 }
 
+Tensor expand_uniform(const Tensor& seeds, const Tensor& moduli, int64_t n) {
+  const char* const op = "expand_uniform";
+  const ExpandParams p = expand_params(op, seeds, moduli, n);
+  const DeviceScope scope(seeds);
+  const Tensor sd = aligned(seeds);
+  const Tensor md = dense(moduli);
+  const Tensor y = allocate(op, seeds, {p.limbs, p.count, p.n}, ScalarType::Int);
+  const Tensor refused = allocate(op, seeds, {p.count});
+  check_launch(op, launch_expand_uniform(p, reinterpret_cast<const uint64_t*>(sd.const_data_ptr<uint8_t>()),
+                                         md.const_data_ptr<int64_t>(), refused.mutable_data_ptr<int64_t>(),
+                                         y.mutable_data_ptr<int32_t>(), scope.stream()));
+  return y;
+}
+
 }  // namespace
 }  // namespace mcfhe::cuda
 
@@ -98,4 +112,5 @@ STABLE_TORCH_LIBRARY_IMPL(mcfhe, CUDA, m) {
   m.impl("tensor_square", TORCH_BOX(&mcfhe::cuda::tensor_square));
   m.impl("relinearise", TORCH_BOX(&mcfhe::cuda::relinearise));
   m.impl("rescale", TORCH_BOX(&mcfhe::cuda::rescale));
+  m.impl("expand_uniform", TORCH_BOX(&mcfhe::cuda::expand_uniform));
 }

@@ -12,6 +12,8 @@
 
 namespace mcfhe::cuda {
 
+using torch::headeronly::ScalarType;
+
 inline void check_launch(const char* op, cudaError_t error) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // a refused launch is not the next call's error
@@ -42,13 +44,13 @@ inline const int64_t* data_or_null(const std::optional<Tensor>& t) {
   return t.has_value() ? t->const_data_ptr<int64_t>() : nullptr;
 }
 
-// An int64 tensor on x's device. Out of memory is an error with the numbers, after which the device is as before; a
-// device that an earlier error broke is another, since to ask it for less would help nobody.
-inline Tensor allocate(const char* op, const Tensor& x, const IntList& shape) {
+// An int64 or int32 tensor on x's device. Out of memory is an error with the numbers, after which the device is as
+// before; a device that an earlier error broke is another, since to ask it for less would help nobody.
+inline Tensor allocate(const char* op, const Tensor& x, const IntList& shape, ScalarType type = ScalarType::Long) {
   try {
-    return torch::stable::new_empty(x, shape);
+    return torch::stable::new_empty(x, shape, type);
   } catch (const std::exception& error) {
-    int64_t bytes = int64_t{sizeof(int64_t)};
+    int64_t bytes = type == ScalarType::Int ? 4 : 8;
     for (const int64_t size : shape) bytes *= size;
     size_t free = 0;
     size_t total = 0;

@@ -162,6 +162,21 @@ cudaError_t launch_relinearise(const RelineariseParams& p,
                                int64_t* y,             // [L, positions, 2, n]
                                cudaStream_t stream);
 
+// Uniform residues from seeds, as SEAL expands them: see mcfhe.ops.expand_uniform. Any n >= 1.
+cudaError_t launch_expand_uniform(const ExpandParams& p,
+                                  const uint64_t* seeds,  // [count, 8]
+                                  const int64_t* moduli,  // [L]
+                                  int64_t* refused,       // [count], workspace
+                                  int32_t* y,             // [L, count, n]
+                                  cudaStream_t stream);
+// Its second launch: fills the entries of y that are -1, `refused` of each seed, with the words behind the seed's rows.
+cudaError_t launch_replace_refused(const ExpandParams& p,
+                                   const uint64_t* seeds,   // [count, 8]
+                                   const int64_t* moduli,   // [L]
+                                   const int64_t* refused,  // [count]
+                                   int32_t* y,              // [L, count, n]
+                                   cudaStream_t stream);
+
 // How many entries of x are not residues of their limb.
 cudaError_t launch_count_out_of_range(const PointwiseParams& p,
                                       const int64_t* x,       // [L, C, inner], any values

@@ -53,4 +53,9 @@ struct RelineariseParams {
   int64_t limbs, positions, n;
 };
 
+// expand_uniform: seeds [count, 64 bytes] -> y[L, count, n].
+struct ExpandParams {
+  int64_t limbs, count, n;
+};
+
 }  // namespace mcfhe

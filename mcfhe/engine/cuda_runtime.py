@@ -51,6 +51,22 @@ def _streams(device: torch.device) -> _Streams:
     return _Streams(make(device), make(device))
 
 
+def pinned(entries: int) -> Tensor:
+    """Host memory that a device reads and writes by itself: int32 [entries]."""
+    return torch.empty(entries, dtype=torch.int32, pin_memory=True)
+
+
+def current_mark() -> Event:
+    """An event after everything enqueued on the current device's current stream."""
+    return _marked(torch.cuda.current_stream())
+
+
+def _marked(stream: Any) -> Event:
+    event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(stream)
+    return event
+
+
 class CudaRuntime:
     """One device with a stream that computes and a stream that uploads.
 
@@ -86,12 +102,10 @@ class CudaRuntime:
 
     def mark(self) -> Event:
         """An event after everything enqueued on the compute stream. Waiting for it spins: a wake-up costs more."""
-        event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(self._compute)
-        return event
+        return _marked(self._compute)
 
     def pinned(self, entries: int) -> Tensor:
-        return torch.empty(entries, dtype=torch.int32, pin_memory=True)
+        return pinned(entries)
 
     def packed(self, entries: int) -> Tensor:
         # Of the upload stream, since uploads wait for no other: what the allocator takes from another stream may still

@@ -7,35 +7,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mcfhe import ops
 from mcfhe.arguments import torch_device
 from mcfhe.engine import Engine, RingBinding
 from mcfhe.errors import MismatchError, ParameterError
 from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
-from mcfhe.lattice.wire import LatticeRequest, LatticeResponse
+from mcfhe.lattice.expansion import expanded
+from mcfhe.lattice.wire import LatticeRequest, LatticeResponse, check_canonical
 from mcfhe.server import BoundKeys
 
 if TYPE_CHECKING:
     from mcfhe.lattice.program import LatticeProgram
 
-_EXPAND_AT_ONCE = 32  # ciphertexts
 MAX_BINDINGS = 4  # a relinearisation key is tens of megabytes
-
-
-def expanded(request: LatticeRequest) -> torch.Tensor:
-    """Both components of a request's ciphertexts: int32 ``[L, C, H, W, 2 * n]``."""
-    x, seeds = request.ciphertext, request.seeds
-    if seeds is None:
-        return x
-    n = x.shape[-1]
-    y = torch.empty(*x.shape[:-1], 2 * n, dtype=torch.int32)
-    first, second, rows = x.flatten(1, 3), y.view(x.shape[0], -1, 2 * n), seeds.flatten(0, 2)
-    moduli = torch.tensor(request.evaluation_key.ring.moduli)
-    for begin in range(0, len(rows), _EXPAND_AT_ONCE):
-        places = slice(begin, begin + _EXPAND_AT_ONCE)
-        second[:, places, :n] = first[:, places]
-        second[:, places, n:] = ops.expand_uniform(rows[places], moduli, n)
-    return y
 
 
 class LatticeServer:
@@ -86,6 +69,7 @@ class LatticeServer:
         Raises as :meth:`check` does, and FormatError for residues outside 0 <= r < q.
         """
         self.check(request)
-        request.check_ranges()
-        residues = self._engine.run(self.bind(request.evaluation_key), expanded(request), progress)
-        return LatticeResponse.for_request(request, residues)
+        x = expanded(request, self.device)
+        check_canonical(x, request.evaluation_key.ring.moduli)
+        residues = self._engine.run(self.bind(request.evaluation_key), x, progress)
+        return LatticeResponse.for_request(request, residues.cpu())

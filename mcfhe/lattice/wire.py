@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,9 +89,7 @@ class LatticeRequest(Stored):
 
     def check_ranges(self) -> None:
         """FormatError unless every residue is canonical."""
-        for limb, (row, q) in enumerate(zip(self.ciphertext, self.evaluation_key.ring.moduli, strict=True)):
-            if row.numel() and (int(row.min()) < 0 or int(row.max()) >= q):
-                raise FormatError(f"request: ciphertext holds a value outside 0 <= r < {q} in limb {limb}")
+        check_canonical(self.ciphertext, self.evaluation_key.ring.moduli)
 
     def to_bytes(self, *, embed_key: bool = True) -> bytes:
         """Serialise; FormatError if a residue is out of range.
@@ -199,6 +197,13 @@ class LatticeResponse(Stored):
             parse_hex(content, "request_id", 32),
             parse_int(content, "batch", 1, MAX_DEGREE),
         )
+
+
+def check_canonical(ciphertext: torch.Tensor, moduli: Sequence[int]) -> None:
+    """FormatError unless residues ``[L, ...]``, on any device, are 0 <= r < q_l."""
+    for limb, (row, q) in enumerate(zip(ciphertext, moduli, strict=True)):
+        if row.numel() and not 0 <= (ends := [int(end) for end in torch.aminmax(row)])[0] <= ends[1] < q:
+            raise FormatError(f"request: ciphertext holds a value outside 0 <= r < {q} in limb {limb}")
 
 
 def _check_ids(kind: str, program_id: object, request_id: object) -> None:

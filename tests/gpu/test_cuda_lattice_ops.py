@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mcfhe import reference
 from mcfhe.lattice import ring
+from mcfhe.lattice.security import SEED_BYTES
 from tests.gpu.conftest import Draw
 
 pytestmark = pytest.mark.gpu
@@ -33,6 +35,7 @@ class Case:
         primes = ring.ntt_primes(self.n, [max(b, self.n.bit_length() + 3) for b in BITS[: self.limbs + 1]])
         self.moduli, self.tables = torch.tensor(primes), ring.ntt_tables(primes, self.n)
         self.x = self.draw(self.moduli[:-1], *self.positions, 3 * self.n)
+        self.seeds = self.draw(torch.tensor([256]), prod(self.positions), SEED_BYTES)[0].to(torch.uint8)
         self.keys = self.draw(self.moduli, self.limbs, 2, self.n).permute(1, 2, 0, 3).contiguous()
 
     @property
@@ -50,6 +53,7 @@ class Case:
             "square": (op.tensor_square, (self.two, None, None, moduli)),
             "polynomial": (op.tensor_square, (self.two, shift, row, moduli)),
             "relinearise": (op.relinearise, (self.x, self.keys, self.tables, self.moduli)),
+            "expand_uniform": (lambda seeds, m: op.expand_uniform(seeds, m, self.n), (self.seeds, moduli)),
             "add_const": (lambda x, c, m: op.add_const(x, c, m, self.n), (self.x, shift, moduli)),
         }
         if self.limbs > 1:
@@ -70,6 +74,7 @@ def test_equal_to_the_oracle(draw: Draw, device: torch.device, n: int, limbs: in
     assert torch.equal(got["ntt"], reference.ntt(case.x, tables, moduli))
     assert torch.equal(got["inverse"], reference.ntt(case.x, tables, moduli, inverse=True))
     assert torch.equal(got["square"], reference.tensor_square(case.two, moduli))
+    assert torch.equal(got["expand_uniform"], reference.expand_uniform(case.seeds, moduli, n))
     assert torch.equal(got["relinearise"], reference.relinearise(case.x, case.keys, case.tables, case.moduli))
     if limbs > 1:
         assert torch.equal(got["rescale"], reference.rescale(case.two, tables, moduli))
@@ -161,6 +166,8 @@ def test_bad_arguments_are_refused(draw: Draw, device: torch.device) -> None:
         torch.ops.mcfhe.relinearise(x, case.keys[:1].to(device), case.tables.to(device), case.moduli.to(device))
     with pytest.raises(RuntimeError, match="streams"):
         torch.ops.mcfhe.add_const(x, moduli[:, None], moduli, 100)
+    with pytest.raises(RuntimeError, match="moduli is on another device"):
+        torch.ops.mcfhe.expand_uniform(case.seeds.to(device), case.moduli, 8)
 
 
 def test_nothing_in_nothing_out(draw: Draw, device: torch.device) -> None:

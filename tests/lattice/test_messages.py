@@ -16,7 +16,7 @@ from mcfhe.container import pack
 from mcfhe.errors import FormatError, McfheError, MismatchError, SecretFieldError, UnknownKeyError
 from mcfhe.graph.steps import Ring
 from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
-from mcfhe.lattice.server import expanded
+from mcfhe.lattice.expansion import expanded
 from mcfhe.lattice.wire import LatticeRequest, LatticeResponse
 from mcfhe.wire import Request, Response
 from tests.service.mutate import mutate

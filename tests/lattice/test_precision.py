@@ -16,10 +16,11 @@ from mcfhe.engine import Engine
 from mcfhe.graph.steps import IntegerProgram
 from mcfhe.lattice import noise
 from mcfhe.lattice.client import LatticeClient
+from mcfhe.lattice.expansion import expanded
 from mcfhe.lattice.plan import make_ring
 from mcfhe.lattice.program import LatticeProgram
 from mcfhe.lattice.seal import Seal
-from mcfhe.lattice.server import LatticeServer, expanded
+from mcfhe.lattice.server import LatticeServer
 from mcfhe.lattice.simulate import simulate
 from tests.lattice.support import AnySeal
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mcfhe.errors import FormatError
 from mcfhe.lattice import seal as boundary
 from mcfhe.lattice.plan import make_ring
 from tests.lattice.support import AnySeal
+from tests.shapes import REFUSING, REFUSING_MODULUS
 
 
 def as_tensor(seed: bytes) -> torch.Tensor:
@@ -74,6 +76,21 @@ def test_expansion_past_one_refill() -> None:
     seed = as_tensor(bytes(range(64)))
     moduli = torch.tensor([1073741789])
     assert torch.equal(ops.expand_uniform(seed, moduli, 5000), reference.expand_uniform(seed, moduli, 5000))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_refused_words_are_replaced(device: str) -> None:
+    """By the words behind all rows, whatever the other seeds of the call."""
+    seeds = torch.cat([as_tensor(bytes(64)), *(as_tensor(seed) for seed, _, _ in REFUSING)])
+    moduli = torch.full((7,), REFUSING_MODULUS)
+    got = ops.expand_uniform(seeds.to(device), moduli.to(device), 512).cpu()
+    for number, (seed, limb, place) in enumerate(REFUSING, 1):
+        stream = list(itertools.islice(reference.seed_stream(seed), 7 * 512 + 1))
+        replaced = stream[512 * limb + place]
+        assert replaced >= (1 << 64) - REFUSING_MODULUS
+        stream[512 * limb + place] = stream[-1]
+        want = torch.tensor([word % REFUSING_MODULUS for word in stream[:-1]])
+        assert torch.equal(got[:, number].flatten().long(), want)
 
 
 def test_expansion_is_uniform_and_depends_on_every_seed_bit() -> None:

@@ -13,9 +13,10 @@ import torch
 import mcfhe
 from mcfhe.errors import ParameterError, ServiceError
 from mcfhe.lattice.client import LatticeClient
+from mcfhe.lattice.expansion import expanded
 from mcfhe.lattice.program import LatticeProgram
 from mcfhe.lattice.seal import available
-from mcfhe.lattice.server import LatticeServer, expanded
+from mcfhe.lattice.server import LatticeServer
 from mcfhe.lattice.wire import LatticeRequest, LatticeResponse
 from mcfhe.service.admission import Quota
 from mcfhe.service.sessions import Sessions

@@ -24,7 +24,7 @@ def images(program: LatticeProgram, count: int = 5) -> np.ndarray:
 
 def pixels_of(client: LatticeClient, request: LatticeRequest) -> np.ndarray:
     """What the first components decrypt to with the expanded second ones: float64 [places, slots]."""
-    from mcfhe.lattice.server import expanded
+    from mcfhe.lattice.expansion import expanded
 
     spec = client.spec
     residues = expanded(request).view(len(spec.ring.moduli), -1, 2 * spec.ring.degree).numpy().astype(np.uint32)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from harness import Driver, Host, SimtError, Sparse
 
+from mcfhe import reference
 from tests.simt import lattice_oracle
 from tests.simt.cases import ARITHMETIC, BIG, TILES, Buffers, Numbers, sizes
 
@@ -106,3 +109,19 @@ def test_ntt(driver: Driver, n: int) -> None:
     if n == 8:  # above, the first stages back need every block
         x = Sparse(entries, dict.fromkeys(range(entries - n, entries), 5))
         assert launch(driver, "ntt", numbers | sizes(inverse=1), buffers | {"x": x, "at": Host(at)}) == [0, 5, 0]
+
+
+def test_expand_uniform(driver: Driver) -> None:
+    """The last row lies beyond 2^31 residues, two of them an entry of the answer."""
+    n, count = 32768, 2**16 + 3
+    last = count * n // 2 - 1
+    buffers: Buffers = {
+        "seeds": Sparse(8 * count, {8 * count - 8: 7}),
+        "moduli": [BIG],
+        "at": Host([0, last]),
+    }
+    first, pair = launch(driver, "expand_uniform", sizes(limbs=1, count=count, n=n), buffers)
+    drawn = reference.seed_stream(bytes(64))
+    assert first == next(drawn) % BIG | next(drawn) % BIG << 32
+    tail = list(itertools.islice(reference.seed_stream(bytes([7]) + bytes(63)), n - 2, n))
+    assert pair == tail[0] % BIG | tail[1] % BIG << 32

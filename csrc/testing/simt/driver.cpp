@@ -243,6 +243,30 @@ cudaError_t run_relinearise(Call& c) {
                                   c.output(2 * p.limbs * p.positions * p.n), nullptr);
 }
 
+ExpandParams expand_params(const Call& c) { return {c.number("limbs"), c.number("count"), c.number("n")}; }
+int64_t entries(const ExpandParams& p) { return p.limbs * p.count * p.n; }
+const uint64_t* seeds(const Call& c) { return reinterpret_cast<const uint64_t*>(c.input("seeds")); }
+
+// Two residues an entry of the answer; y_words: 1 for residues that begin at an odd word.
+int32_t* residue_words(Call& c, int64_t count) {
+  const int64_t offset = c.number("y_words", 0);
+  return reinterpret_cast<int32_t*>(c.output((count + offset + 1) / 2)) + offset;
+}
+
+cudaError_t run_expand_uniform(Call& c) {
+  const ExpandParams p = expand_params(c);
+  int64_t* const refused = static_cast<int64_t*>(simt::device_alloc(static_cast<size_t>(p.count) * sizeof(int64_t)));
+  return cuda::launch_expand_uniform(p, seeds(c), c.input("moduli"), refused, residue_words(c, entries(p)), nullptr);
+}
+
+// `y` holds what the first launch left, -1 where it refused.
+cudaError_t run_replace_refused(Call& c) {
+  const ExpandParams p = expand_params(c);
+  int32_t* const y = residue_words(c, entries(p));
+  if (entries(p) > 0) std::memcpy(y, c.input("y"), static_cast<size_t>(entries(p)) * sizeof(int32_t));
+  return cuda::launch_replace_refused(p, seeds(c), c.input("moduli"), c.input("refused"), y, nullptr);
+}
+
 cudaError_t run_tensor_square(Call& c) {
   const TensorSquareParams p{c.number("limbs"), c.number("channels"),     c.number("positions"),
                              c.number("n"),     c.number("shift_stride"), c.number("coefficients_stride")};
@@ -280,6 +304,8 @@ const std::map<std::string, std::function<cudaError_t(Call&)>> kOps = {
     {"rescale", run_rescale},
     {"relinearise", run_relinearise},
     {"tensor_square", run_tensor_square},
+    {"expand_uniform", run_expand_uniform},
+    {"replace_refused", run_replace_refused},
     {"count_out_of_range", run_count},
     {"weight_range", run_weight_range},
     {"planted", run_planted},
