@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "device_traits.h"
 #include "kernels/cuda_launch.h"
 #include "launch.cuh"
 #include "limb.cuh"
@@ -172,6 +173,21 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   }
 }
 
+// A chunk may take this much to fill the last wave of its blocks.
+constexpr int64_t kMostChunkWords = int64_t{1} << 25;
+
+// Positions of a chunk. From n = 8192 on a block fills a multiprocessor, and the special prime has fewest of them:
+// where its blocks are whole waves, those of the other L are too.
+int64_t chunk_positions(const RelineariseParams& p, int64_t words_each) {
+  DeviceTraits device{};
+  const int64_t processors = current_device_traits(device) == cudaSuccess ? device.processors : 1;
+  const int64_t fit = std::max<int64_t>(kWorkspaceWords / words_each, 1);
+  const int64_t wave = ceil_div<int64_t>(processors, int64_t{1} << PartLaunch(log2_exact(p.n)).split);
+  const int64_t whole = ceil_div(fit, wave) * wave;
+  const int64_t chunk = whole * words_each <= kMostChunkWords ? whole : fit;
+  return std::min(chunk, std::clamp<int64_t>(p.positions, 1, kMaxGridYZ));
+}
+
 // Workspace in words: constants, packed keys, then digits and special of one chunk of positions.
 struct Workspace {
   int64_t keys, digits, special, total;
@@ -179,7 +195,7 @@ struct Workspace {
 
   explicit Workspace(const RelineariseParams& p) {
     const int64_t each = (p.limbs + 2) * p.n;
-    chunk = std::clamp<int64_t>(kWorkspaceWords / each, 1, std::clamp<int64_t>(p.positions, 1, kMaxGridYZ));
+    chunk = chunk_positions(p, each);
     keys = (p.limbs + 1) * kDivisionWords;
     digits = keys + 2 * p.limbs * (p.limbs + 1) * p.n;
     special = digits + chunk * p.limbs * p.n;
