@@ -14,6 +14,7 @@ from benchmarks.gpu_kernels import Stand, WrongResult
 from benchmarks.gpu_plan import DEMO_LIMBS, NetworkCase, limbs_needed, moduli
 from mcfhe.cards import ModelCard
 from mcfhe.engine import Engine
+from mcfhe.engine.arena import TorchMemory
 from mcfhe.graph.steps import IntegerProgram
 from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
 from mcfhe.lattice.expansion import expanded
@@ -135,7 +136,8 @@ def lattice_row(bench: Stand, program: LatticeProgram) -> dict[str, Any]:
     binding = server.bind(request.evaluation_key)
     if not torch.equal(server.evaluate(request).residues, LatticeServer(program).evaluate(request).residues):
         raise WrongResult("lattice network: the device differs from the CPU")
-    x = expanded(request, bench.device)
+    memory = TorchMemory(bench.device)
+    x = expanded(request, memory)
     engine = server._engine
     resident = bench.clock.wall(lambda: engine.run(binding, x), 10)
     received = bench.clock.wall(lambda: server.evaluate(request), 5)
@@ -146,7 +148,7 @@ def lattice_row(bench: Stand, program: LatticeProgram) -> dict[str, Any]:
         "batch": program.slots,
         "resident": resident.to_json(),
         "received": received.to_json(),
-        "expansion": bench.clock.wall(lambda: expanded(request, bench.device), 5).to_json(),
+        "expansion": bench.clock.wall(lambda: expanded(request, memory), 5).to_json(),
         "ms_per_image": resident.median / program.slots,
         "ms_per_image_received": received.median / program.slots,
     }

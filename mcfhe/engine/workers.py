@@ -49,10 +49,3 @@ def run_tiles(function: Callable[[T], R], tiles: Iterable[T]) -> Iterator[R]:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork
-
-
-def empty_for_threads(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor that any thread may write to: one made in inference mode only takes writes in it, and modes are the
-    caller's own."""
-    with torch.inference_mode(False):
-        return torch.empty(*shape, dtype=dtype, device=device)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mcfhe import ops
+from mcfhe.engine.arena import HOST, Memory
 from mcfhe.lattice.wire import LatticeRequest
 
 # Residues that one call expands: on a CPU they stay near its caches, a GPU needs many to be filled.
@@ -14,18 +15,17 @@ CUDA_EXPAND_BYTES = 1 << 30
 UPLOAD_BYTES = 32 << 20  # of each of two buffers
 
 
-def expanded(request: LatticeRequest, device: torch.device | None = None) -> Tensor:
-    """Both components of a request's ciphertexts: int32 ``[L, C, H, W, 2 * n]`` on ``device``, the CPU by default.
+def expanded(request: LatticeRequest, memory: Memory = HOST) -> Tensor:
+    """Both components of a request's ciphertexts: int32 ``[L, C, H, W, 2 * n]`` in ``memory``, by default the CPU's.
 
     To another device only what was sent travels: half of the residues, and seeds, which are expanded there.
     """
-    x, seeds = request.ciphertext, request.seeds
-    home = torch.device("cpu") if device is None else device
+    x, seeds, home = request.ciphertext, request.seeds, memory.device
     if seeds is None and home.type == "cpu":
         return x
     n = request.evaluation_key.ring.degree
     limbs, sent = x.shape[0], x.shape[-1]
-    y = torch.empty(*x.shape[:-1], 2 * n, dtype=torch.int32, device=home)
+    y = memory.take((*x.shape[:-1], 2 * n), torch.int32)
     rows = y.view(-1, 2 * n)
     _place(x.reshape(-1, sent), rows[:, :sent])
     if seeds is None:

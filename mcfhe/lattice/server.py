@@ -69,7 +69,9 @@ class LatticeServer:
         Raises as :meth:`check` does, and FormatError for residues outside 0 <= r < q.
         """
         self.check(request)
-        x = expanded(request, self.device)
-        check_canonical(x, request.evaluation_key.ring.moduli)
-        residues = self._engine.run(self.bind(request.evaluation_key), x, progress)
+        key = request.evaluation_key
+        with self._engine.memory() as memory:
+            x = expanded(request, memory)
+            check_canonical(x, key.ring.moduli)
+            residues = self._engine.run(self.bind(key), x, progress)
         return LatticeResponse.for_request(request, residues.cpu())

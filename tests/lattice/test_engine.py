@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 import numpy as np
@@ -113,6 +114,7 @@ def test_chunks_of_ring_steps_change_nothing(
 ) -> None:
     for size in (1, 40_000):
         monkeypatch.setattr("mcfhe.engine.ring_runner.CPU_CHUNK_BYTES", size)
+        monkeypatch.setattr("mcfhe.engine.ring_runner.CPU_CHUNK_LEAST", 1)
         engine = Engine(PROGRAM)
         assert torch.equal(engine.run(engine.bind_ring(oracle.keys), x), expected)
 
@@ -129,6 +131,29 @@ def test_packed_residues_and_progress(oracle: Oracle, x: torch.Tensor, expected:
     assert done == sorted(done)
     assert done[0] > 0
     assert np.isclose(done[-1], 1)
+
+
+def test_memory_is_kept_and_shared(oracle: Oracle, x: torch.Tensor, expected: torch.Tensor, threads: None) -> None:
+    """Evaluations one after the other, several at once, and after one that was stopped halfway."""
+    engine = Engine(PROGRAM)
+    binding = engine.bind_ring(oracle.keys)
+    first = engine.run(binding, x)
+    assert engine._arena is not None
+    kept = engine._arena.kept_bytes
+    assert kept > 0
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: engine.run(binding, x), range(12)))
+    assert engine._arena.kept_bytes <= 5 * kept
+
+    def stop(share: float) -> None:
+        if share > 0.3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(binding, x, stop)
+    assert engine._arena._used == 0
+    found += [engine.run(binding, x), first]
+    assert all(torch.equal(y, expected) for y in found)
 
 
 def test_one_engine_serves_many_keys(x: torch.Tensor) -> None:
