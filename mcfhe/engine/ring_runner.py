@@ -65,11 +65,11 @@ class RingRunner:
         cpu = self.device.type == "cpu"
         each = 8 * limbs * parts * degree
         size = max(CPU_CHUNK_LEAST, CPU_CHUNK_BYTES // each) if cpu else max(1, CUDA_CHUNK_BYTES // each)
-        if cpu:  # no thread without work
-            size = max(1, min(size, -(-count // torch.get_num_threads())))
+        workers = torch.get_num_threads() if cpu else 1
+        size = min(size, -(-count // workers))  # no thread without work
         chunks = [slice(i, min(count, i + size)) for i in range(0, count, size)]
         spare = SimpleQueue[Tensor]()
-        for _ in range(min(len(chunks), torch.get_num_threads()) if cpu else 1):
+        for _ in range(min(len(chunks), workers)):
             spare.put(memory.take((limbs * size * x.shape[-1],), torch.int64))
 
         def apply(chunk: slice) -> None:
@@ -82,7 +82,7 @@ class RingRunner:
             finally:  # others wait for it
                 spare.put(scratch)
 
-        threaded = cpu and torch.get_num_threads() > 1 and len(chunks) > 1
+        threaded = workers > 1 and len(chunks) > 1
         for done, _ in enumerate(run_tiles(apply, chunks) if threaded else map(apply, chunks)):
             if progress is not None:
                 progress((done + 1) / len(chunks))
