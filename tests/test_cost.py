@@ -93,7 +93,7 @@ def test_the_clients_times_are_those_of_a_batch_of_real_scores(
         return 1.0
 
     monkeypatch.setattr(mcfhe.Client, "decrypt_integers", decrypt_integers)
-    monkeypatch.setattr(cost, "_median", second)
+    monkeypatch.setattr(cost, "median_of", second)
     seconds = program.cost("hardened", lanes=2, images=7).seconds
     assert seconds["encrypt"] == seconds["decrypt"] == 1.0, "one batch of 7 took a second, whatever an image takes"
     assert len(seen) == 7
@@ -108,7 +108,7 @@ def test_a_card_has_all_times_and_keeps_the_rates(program: mcfhe.Program, monkey
     assert set(card.seconds) == {"encrypt", "evaluate", "decrypt"}
     assert all(value > 0 for value in card.seconds.values())
     assert "predicted on cpu: encrypt" in str(card)
-    for module, clock in ((throughput, "_least"), (cost, "_median")):
+    for module, clock in ((throughput, "least"), (cost, "median_of")):
         monkeypatch.setattr(module, clock, lambda _: pytest.fail("measured again"))
     assert program.cost("hardened", images=2) == card
 

@@ -195,6 +195,7 @@ def compile_(
     import mcfhe
     from mcfhe import datasets
     from mcfhe.container import write_file
+    from mcfhe.lattice.program import LatticeProgram
 
     network = load_model(model)
     card = network.mcfhe_metadata
@@ -239,8 +240,11 @@ def compile_(
     if getattr(program, "search", None) is not None:
         stdout.print(str(program.search), markup=False)
     stdout.print(program.summary(), markup=False)
-    for name in program.client_spec().profiles if isinstance(program, mcfhe.Program) else ():
-        stdout.print(str(program.cost(name)), markup=False)
+    if isinstance(program, mcfhe.Program):
+        for name in program.client_spec().profiles:
+            stdout.print(str(program.cost(name)), markup=False)
+    elif isinstance(program, LatticeProgram):
+        stdout.print(str(program.cost()), markup=False)
     stdout.print(f"{out}: program {program.program_id[:12]}", markup=False)
 
 
@@ -257,6 +261,7 @@ def _facts(program: Any) -> dict[str, Any]:
             "modulus_bits": plan.modulus_bits,
             "slots": program.slots,
             "weight_bits": program.layer_bits,
+            "cost": program.cost(timed=False).to_json(),
         }
     profiles, settings = program.client_spec().profiles, program.settings
     return {

@@ -143,7 +143,7 @@ def _client_seconds(program: Program, profile: str, lanes: int, most: int) -> tu
         pixels = np.random.default_rng(0).integers(0, 256, (count, *program.input_shape), dtype=np.uint8)
         request = client.encrypt(pixels)
         response = Response.for_request(request, _scores(client, count * len(program.labels)))
-        return _median(lambda: client.encrypt(pixels)) / count, _median(lambda: client.decrypt(response)) / count
+        return median_of(lambda: client.encrypt(pixels)) / count, median_of(lambda: client.decrypt(response)) / count
 
 
 def _scores(client: Client, count: int) -> torch.Tensor:
@@ -158,7 +158,8 @@ def _scores(client: Client, count: int) -> torch.Tensor:
     return torch.tensor(rows).reshape(len(rows), labels, -1).repeat_interleave(lanes, dim=2)
 
 
-def _median(run: Callable[[], object]) -> float:
+def median_of(run: Callable[[], object]) -> float:
+    """Seconds of the median of several runs."""
     times = []
     for _ in range(_SAMPLE_RUNS):
         start = time.perf_counter()

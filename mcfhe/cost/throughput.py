@@ -89,7 +89,7 @@ def seconds_of(program: IntegerProgram, limbs: int, stream: int, device: torch.d
     else:
         tile_limbs, streams = limbs, stream
     tiles = -(-limbs // tile_limbs) * -(-stream // streams)
-    rates = partial(rate, device=str(engine.device), streams=_width(streams))
+    rates = partial(rate, device=str(engine.device), streams=width(streams))
     residues = limbs * stream
     moved = prod(program.input_shape) + prod(program.output_shape)
     total = rates("copy").seconds(moved * residues, 0)
@@ -132,7 +132,7 @@ def forget() -> None:
     rate.cache_clear()
 
 
-def _width(streams: int) -> int:
+def width(streams: int) -> int:
     """Stream widths that are measured: powers of two, 4 to 256."""
     return max(4, min(_MAX_PROBE_STREAMS, 1 << (streams - 1).bit_length()))
 
@@ -188,7 +188,13 @@ class _Probes:
         engine = Engine(program, self.device)
         binding = engine.bind([_MODULUS] * limbs)
         x = torch.full((limbs, *program.input_shape, streams), 12345, dtype=torch.int64, device=self.device)
-        return _least(lambda: engine.run(binding, x))
+
+        def run() -> None:
+            engine.run(binding, x)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+        return least(run)
 
     def copy(self) -> float:
         shape = (4, _SIDE, _SIDE)
@@ -206,7 +212,7 @@ def _line(low: tuple[float, int], high: tuple[float, int]) -> Rate:
     return Rate(max(low[0] - term * low[1], 0.0), term)
 
 
-def _least(run: Callable[[], object]) -> float:
+def least(run: Callable[[], object]) -> float:
     """Seconds of the shortest of several runs on one thread."""
     times = []
     threads = torch.get_num_threads()

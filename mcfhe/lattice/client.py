@@ -41,6 +41,11 @@ KEY_PARTS = {
 _FIELDS = KEY_PARTS | {"spec": TensorField("U8", ((1, 1 << 26),))}
 
 
+def default_workers(count: int) -> int:
+    """Processes that encrypt so many ciphertexts: as many as torch has threads, if there is enough for all."""
+    return max(1, min(torch.get_num_threads(), count // _LEAST_OF_A_WORKER))
+
+
 class LatticeClient:
     """A secret key and its evaluation key, with the spec of the program they are for."""
 
@@ -111,10 +116,10 @@ class LatticeClient:
         channels, height, width = self.spec.input_shape
         count, area = channels * height * width, height * width
         if workers is None:
-            workers = max(1, min(torch.get_num_threads(), count // _LEAST_OF_A_WORKER))
+            workers = default_workers(count)
         elif not 1 <= whole("workers", workers) <= _MAX_WORKERS:
             raise ParameterError(f"workers = {workers} is not in 1..{_MAX_WORKERS}")
-        parameters = self._parameters(seeded)
+        parameters = Parameters.of(self.spec, seeded)
         limbs, words = len(parameters.moduli), parameters.words
         ciphertext = torch.empty(limbs, channels, height, width, words, dtype=torch.int32)
         seeds = torch.empty(channels, height, width, SEED_BYTES, dtype=torch.uint8) if seeded else None
@@ -129,18 +134,6 @@ class LatticeClient:
             if progress is not None:
                 progress(done / count)
         return LatticeRequest(ciphertext, self.evaluation_key, self.spec.program_id, batch, seeds=seeds)
-
-    def _parameters(self, seeded: bool) -> Parameters:
-        spec, ring = self.spec, self.spec.ring
-        return Parameters(
-            moduli=ring.moduli,
-            special=ring.special,
-            degree=ring.degree,
-            table=spec.table,
-            scale_bits=spec.scale_bits,
-            input_bits=spec.input_bits,
-            seeded=seeded,
-        )
 
     def decrypt(self, response: LatticeResponse, *, request_id: str | None = None) -> torch.Tensor:
         """Scores, float64 ``[batch, labels]``.

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from mcfhe.graph.steps import Ring
 from mcfhe.lattice.seal import Seal
 from mcfhe.lattice.security import SEED_BYTES
 from mcfhe.wiping import wipe
+
+if TYPE_CHECKING:
+    from mcfhe.lattice.spec import LatticeSpec
 
 _SIZE, _CHANNEL = struct.Struct("<Q"), struct.Struct("<I")
 _DONE, _FAILED = b"+", b"-"
@@ -52,6 +55,19 @@ class Parameters:
     scale_bits: int
     input_bits: int
     seeded: bool
+
+    @staticmethod
+    def of(spec: LatticeSpec, seeded: bool) -> Parameters:
+        """Those of a program's clients."""
+        return Parameters(
+            moduli=spec.ring.moduli,
+            special=spec.ring.special,
+            degree=spec.ring.degree,
+            table=spec.table,
+            scale_bits=spec.scale_bits,
+            input_bits=spec.input_bits,
+            seeded=seeded,
+        )
 
     @staticmethod
     def from_json(text: str) -> Parameters:

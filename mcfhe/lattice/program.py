@@ -6,12 +6,13 @@ import json
 from fractions import Fraction
 from functools import cached_property
 from math import log2
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mcfhe.arguments import torch_device, whole
 from mcfhe.errors import DepthError, FormatError, ParameterError
 from mcfhe.graph.certificate import Certificate, certify
 from mcfhe.graph.compiled import check_ends
@@ -32,6 +33,9 @@ from mcfhe.lattice.security import require_security
 from mcfhe.lattice.simulate import LayerPrecision, predict_precision
 from mcfhe.lattice.spec import LatticeSpec
 from mcfhe.modular.plan import lower, quantise
+
+if TYPE_CHECKING:
+    from mcfhe.cost.lattice_card import LatticeCostCard
 
 SCHEME = "lattice"
 _VERSION = 4  # of the content; 1 and 2 are the modular scheme's, 3 aligned sums to other scales
@@ -136,6 +140,41 @@ class LatticeProgram(StoredProgram):
         nodes = node_bounds(self.exact_program, self.settings)
         by_name = {node.name: bound for node, bound in zip(self.graph.nodes, nodes, strict=True)}
         return [nodes[0], *(by_name[step.name] for step in self._program.steps)]
+
+    @cached_property
+    def _certificate(self) -> Certificate:
+        return _certify(self.exact_program, self.settings)
+
+    def certificate(self) -> Certificate:
+        """Bounds proved for every image of what the slots hold, as exact integers; noise comes on top, see
+        :meth:`predict_precision`. That all values fit their moduli is checked whenever a program is made."""
+        return self._certificate
+
+    def cost(
+        self,
+        profile: str | None = None,
+        lanes: int | None = None,
+        images: int = 1,
+        device: str = "cpu",
+        *,
+        timed: bool = True,
+    ) -> LatticeCostCard:
+        """What one request with ``images`` images will cost, before any is encrypted; ``str`` of it is the cost card.
+
+        Times are predicted for a CPU from probes of a second or two at the first call; ``timed=False`` leaves them out.
+        ParameterError for a profile or lanes, which belong to the modular scheme, for more images than slots, and for
+        times on another device.
+        """
+        for name, value in (("profile", profile), ("lanes", lanes)):
+            if value is not None:
+                raise ParameterError(f"{name} = {value!r}: belongs to the modular scheme; leave it out")
+        if not 1 <= whole("images", images) <= self.slots:
+            raise ParameterError(f"images = {images} is not in 1..{self.slots}, the slots of one request")
+        if timed and torch_device(device).type != "cpu":
+            raise ParameterError(f"device {device}: times are predicted for a CPU alone; pass timed=False")
+        from mcfhe.cost.lattice_card import lattice_cost  # brings the engine, and for times SEAL
+
+        return lattice_cost(self, images, timed)
 
     def client_spec(self) -> LatticeSpec:
         """What a client needs, without weights or layers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import log2, prod
 from typing import TYPE_CHECKING
 
-from mcfhe.graph.steps import AddStep, ConcatStep, Conv2dStep, LinearStep, PoolStep, RelineariseStep
+from mcfhe.graph.steps import AddStep, ConcatStep, Conv2dStep, LinearStep, PoolStep, RelineariseStep, RescaleStep
 from mcfhe.lattice.security import MAX_MODULUS_BITS, SEED_BYTES
 
 if TYPE_CHECKING:
@@ -82,3 +82,19 @@ def multiply_adds(program: LatticeProgram) -> int:
 def relinearisations(program: LatticeProgram) -> int:
     """Ciphertexts that are relinearised in one request."""
     return sum(prod(step.shape) for step in program.integer_program().steps if isinstance(step, RelineariseStep))
+
+
+def transforms(program: LatticeProgram) -> int:
+    """Number-theoretic transforms of one polynomial modulo one limb, forward and inverse, in one request.
+
+    With L limbs a relinearisation takes (L + 1)(L + 2): L inverse ones of the digits, L forward modulo the special
+    prime, L - 1 modulo each other one, 2 inverse and 2 L forward for the division. A rescaling takes L a component.
+    """
+    steps, total = program.integer_program(), 0
+    for step in steps.steps:
+        level = steps.levels[step.inputs[0]]
+        if isinstance(step, RelineariseStep):
+            total += prod(step.shape) * (level.limbs + 1) * (level.limbs + 2)
+        elif isinstance(step, RescaleStep):
+            total += prod(step.shape) * level.components * level.limbs
+    return total

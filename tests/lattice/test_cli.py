@@ -67,7 +67,13 @@ def command(*arguments: object) -> int:
 
 def test_flow(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("compile", files.model, "-o", files.program, "--spec", files.spec, "--scheme", "lattice") == 0
-    assert "ring degree" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "ring degree" in printed
+    assert "predicted on cpu: encrypt" in printed
+    assert (
+        command("compile", files.model, "-o", files.program, "--spec", files.spec, "--scheme", "lattice", "--json") == 0
+    )
+    assert json.loads(capsys.readouterr().out)["cost"]["slots"] >= 2048
     assert command("keygen", files.spec, "-o", files.key, "--force", "--json") == 0
     key = json.loads(capsys.readouterr().out)
     assert key["degree"] >= 4096
