@@ -13,7 +13,7 @@ import pytest
 
 from mcfhe.errors import ParameterError, WorkerError
 from mcfhe.lattice.client import LatticeClient
-from mcfhe.lattice.encryption import Workers
+from mcfhe.lattice.encryption import Parameters, Workers
 from mcfhe.lattice.program import LatticeProgram
 from mcfhe.lattice.wire import LatticeRequest
 
@@ -76,13 +76,13 @@ def test_a_worker_that_dies_is_an_error_and_leaves_none(program: LatticeProgram,
 
 
 def test_what_a_worker_refuses_is_said(client: LatticeClient) -> None:
-    parameters = client._parameters(seeded=True)
+    parameters = Parameters.of(client.spec, seeded=True)
     with Workers(1, parameters, client._serialised) as workers, pytest.raises(WorkerError, match="refused to encrypt"):
         list(workers.encrypt([(0, np.zeros(parameters.degree, np.uint8))]))  # twice as many as slots
 
 
 def test_a_worker_that_does_not_start_says_why(client: LatticeClient) -> None:
-    parameters = client._parameters(seeded=True)
+    parameters = Parameters.of(client.spec, seeded=True)
     with pytest.raises(WorkerError, match="secret key: SEAL refuses it"), Workers(1, parameters, b"no key") as workers:
         list(workers.encrypt([(0, np.zeros(1, np.uint8))]))
 
