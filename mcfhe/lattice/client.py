@@ -138,6 +138,9 @@ class LatticeClient:
     def decrypt(self, response: LatticeResponse, *, request_id: str | None = None) -> torch.Tensor:
         """Scores, float64 ``[batch, labels]``.
 
+        Whoever made the response must not get them back: scores of a response that a server made up give it the secret
+        key, and the noise of honest ones tells of it (SECURITY.md).
+
         MismatchError if the response is of another program, key, level or (where given) request; FormatError for
         residues that are not canonical; DecryptionError for a score beyond the proved bound, which no image has.
         """
