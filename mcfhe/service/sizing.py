@@ -9,12 +9,12 @@ from typing import Any
 from mcfhe.arguments import number
 from mcfhe.container import MAX_HEADER_BYTES
 from mcfhe.errors import ParameterError
+from mcfhe.lattice.security import SEED_BYTES
 from mcfhe.service.admission import room_for
 from mcfhe.service.settings import ServiceSettings
 
 DEFAULT_BODY_MB = 64
 _LEAST_INFLIGHT_MB = 256
-_SEED_BYTES = 64
 _EXPANSION = 3  # what a seeded lattice request takes while it is evaluated, by its body
 _SLOWEST_MB_PER_SECOND = 4  # that a body may come at where it is large
 
@@ -25,7 +25,7 @@ def request_bytes(program: Any) -> int:
     if program.scheme != "lattice":
         return 0
     ring, pixels = program.client_spec().ring, math.prod(program.input_shape)
-    ciphertexts = pixels * (4 * len(ring.moduli) * ring.degree + _SEED_BYTES)
+    ciphertexts = pixels * (4 * len(ring.moduli) * ring.degree + SEED_BYTES)
     return int(ciphertexts + program.key_bytes + MAX_HEADER_BYTES)
 
 
