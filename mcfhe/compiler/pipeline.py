@@ -108,27 +108,13 @@ def compile(
             no calibration images for "auto", or no scales under which the integers agree with the model.
     """
     shape = check_shape(input_shape)
-    if scheme not in SCHEMES:
-        raise ParameterError(f"scheme {scheme!r}: choose one of {', '.join(SCHEMES)}")
+    # everything that does not depend on the model first: the export takes seconds
     search = scale_bits == _AUTO
-    if lattice := scheme == "lattice":
-        if search or not 4 <= whole("precision_bits", precision_bits) <= 24:
-            raise ParameterError(
-                f"scheme 'lattice': scale_bits must be a number and precision_bits 4..24, not {scale_bits!r} and "
-                f"{precision_bits!r}"
-            )
+    _check_choices(scheme, scale_bits, precision_bits, degree, calibration, profile)
+    if scheme == "lattice":
         amplification_bits, modulus_bits, guard_bits = 0, 30, 0
         passes = (*select_passes("default" if passes is None else passes), SUMS_OF_SQUARES)
-    elif degree is not None:
-        raise ParameterError("degree: belongs to the lattice scheme; the modular one has no ring")
-    if isinstance(scale_bits, str) and not search:
-        raise ParameterError(f"scale_bits = {scale_bits!r}: give a whole number, or 'auto' with calibration images")
-    if search == (calibration is None):
-        raise ParameterError("calibration: images are needed for scale_bits='auto', and for nothing else")
-    if profile not in PROFILES:
-        raise ParameterError(f"profile {profile!r}: choose one of {', '.join(PROFILES)}")
     open_width, open_amplification = modulus_bits == _AUTO, amplification_bits == _AUTO
-    # everything that does not depend on the model first: the export takes seconds
     settings = Settings(
         mean=per_channel("mean", mean, shape[0]),
         std=per_channel("std", std, shape[0]),
@@ -149,39 +135,76 @@ def compile(
     if labels is None:
         settings = replace(settings, labels=tuple(str(i) for i in range(imported.output_shape[0])))
     graph = apply_passes(imported, settings.passes)
-    chosen = _chosen_bits(graph, {} if weight_bits is None else weight_bits)
-    if lattice:
-        from mcfhe.lattice.program import LatticeProgram
-        from mcfhe.lattice.scales import layer_scales
-
-        bits = layer_scales(graph, settings.scale_bits, chosen)
-        settings = replace(settings, weight_bits=tuple(sorted(bits.items())))
-        if for_refresh:
-            return _uncut(graph, settings, scheme, precision_bits)
-        return LatticeProgram.planned(graph, settings, precision_bits, degree)
+    source = _Source(imported, graph, settings, _chosen_bits(graph, {} if weight_bits is None else weight_bits))
     if search:
         images = _array(calibration)
         truth = None if calibration_labels is None else _array(calibration_labels)
         agreement = Calibration.of(imported, settings, images, truth, tolerance)
-        program = _searched(_Compiled(imported, graph, settings), agreement, chosen, progress, profile)
-    elif weight_bits is None and set(settings.passes) <= set(select_passes("letter")):
-        if for_refresh:
-            return _uncut(graph, settings, scheme, precision_bits)
-        program = Program(graph, settings)
+        program = _searched(source, agreement, progress, profile)
     else:
-        lean = without_common_factors(graph, relative_bits(graph, settings.scale_bits) | chosen)
-        bits = branch_bits(graph, settings.scale_bits, lean, chosen)
-        settings = replace(settings, weight_bits=tuple(sorted(bits.items())))
+        by_letter = weight_bits is None and set(settings.passes) <= set(select_passes("letter"))
+        settings = source.scaled(scheme, by_letter)
         if for_refresh:
-            return _uncut(graph, settings, scheme, precision_bits)
-        program = Program(graph, replace(settings, letter=_letter(imported, settings)))
+            return Uncut(quantise(graph, settings.scale_bits, settings.layer_bits), settings, scheme, precision_bits)
+        if scheme == "lattice":
+            return _planned(graph, settings, precision_bits, degree)
+        letter = None if by_letter else _letter(imported, settings)
+        program = Program(graph, replace(settings, letter=letter))
     if open_width or open_amplification:
         program = _cheapest(program, imported, profile, open_width, open_amplification)
     return require_some_basis(program)
 
 
-def _uncut(graph: Graph, settings: Settings, scheme: str, precision_bits: int) -> Uncut:
-    return Uncut(quantise(graph, settings.scale_bits, settings.layer_bits), settings, scheme, precision_bits)
+def _check_choices(
+    scheme: str, scale_bits: object, precision_bits: int, degree: int | None, calibration: object, profile: str
+) -> None:
+    """What goes with what."""
+    if scheme not in SCHEMES:
+        raise ParameterError(f"scheme {scheme!r}: choose one of {', '.join(SCHEMES)}")
+    search = scale_bits == _AUTO
+    if scheme == "lattice" and (search or not 4 <= whole("precision_bits", precision_bits) <= 24):
+        raise ParameterError(
+            f"scheme 'lattice': scale_bits must be a number and precision_bits 4..24, not {scale_bits!r} and "
+            f"{precision_bits!r}"
+        )
+    if scheme != "lattice" and degree is not None:
+        raise ParameterError("degree: belongs to the lattice scheme; the modular one has no ring")
+    if isinstance(scale_bits, str) and not search:
+        raise ParameterError(f"scale_bits = {scale_bits!r}: give a whole number, or 'auto' with calibration images")
+    if search == (calibration is None):
+        raise ParameterError("calibration: images are needed for scale_bits='auto', and for nothing else")
+    if profile not in PROFILES:
+        raise ParameterError(f"profile {profile!r}: choose one of {', '.join(PROFILES)}")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Source:
+    """A network after its passes, from which a program is made, and the scales that were asked for by name."""
+
+    imported: Graph
+    graph: Graph
+    settings: Settings
+    chosen: Mapping[str, int]
+
+    def scaled(self, scheme: str, by_letter: bool) -> Settings:
+        """The settings with a scale for every layer; by the letter all share one."""
+        precision = self.settings.scale_bits
+        if scheme == "lattice":
+            from mcfhe.lattice.scales import layer_scales
+
+            bits = layer_scales(self.graph, precision, self.chosen)
+        elif by_letter:
+            return self.settings
+        else:
+            lean = without_common_factors(self.graph, relative_bits(self.graph, precision) | dict(self.chosen))
+            bits = branch_bits(self.graph, precision, lean, self.chosen)
+        return replace(self.settings, weight_bits=tuple(sorted(bits.items())))
+
+
+def _planned(graph: Graph, settings: Settings, precision_bits: int, degree: int | None) -> Any:
+    from mcfhe.lattice.program import LatticeProgram
+
+    return LatticeProgram.planned(graph, settings, precision_bits, degree)
 
 
 def _cheapest(program: Program, imported: Graph, profile: str, width: bool, amplification: bool) -> Program:
@@ -200,23 +223,12 @@ def _cheapest(program: Program, imported: Graph, profile: str, width: bool, ampl
     return chosen
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Compiled:
-    """What a search starts from."""
-
-    imported: Graph
-    graph: Graph
-    settings: Settings
-
-
-def _searched(
-    source: _Compiled, calibration: Calibration, fixed: Mapping[str, int], progress: bool, profile: str
-) -> Program:
+def _searched(source: _Source, calibration: Calibration, progress: bool, profile: str) -> Program:
     letter = select_passes("letter")
     with _status(progress) as report:
         intervals = replace(source.settings, bounds="interval")
         by_letter = apply_passes(source.imported, letter)
-        search = Search(source.graph, intervals, by_letter, calibration, fixed, report, profile)
+        search = Search(source.graph, intervals, by_letter, calibration, source.chosen, report, profile)
         result = search.run(letter)
     found = source.settings
     found = replace(found, scale_bits=result.chosen.input_bits, weight_bits=result.chosen.weight_bits)
