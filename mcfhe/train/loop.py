@@ -130,37 +130,21 @@ def train(
     if precision not in PRECISIONS:
         raise ParameterError(f"precision: {precision!r}; choose one of {', '.join(PRECISIONS)}")
     train_set, test_set = _splits(dataset, data, limit)
-    channels, side, _ = train_set.image_shape
-    mean, std = statistics(train_set)
-    options = {"dataset": train_set.name, "arch": arch, "epochs": epochs, "seed": seed, "lr": lr}
-    options |= {"batch-size": batch_size, "augment": augment, "weight-decay": weight_decay, "activation": activation}
+    settings = {"dataset": train_set.name, "arch": arch, "epochs": epochs, "seed": seed, "lr": lr}
+    settings |= {"batch-size": batch_size, "augment": augment, "weight-decay": weight_decay, "activation": activation}
     optional: dict[str, tuple[object, object]] = {
         "grid-bits": (grid_bits, GRID_BITS),
         "validation": (validation, 0),
         "limit": (limit, None),
+        "initial": (None if initial is None else Path(initial).name, None),
+        "label-smoothing": (label_smoothing, 0.0),
+        "precision": (precision, "float32"),
+        "range-penalty": (range_penalty, 0.0),
     }
-    optional |= {"initial": (None if initial is None else Path(initial).name, None)}
-    optional |= {"label-smoothing": (label_smoothing, 0.0), "precision": (precision, "float32")}
-    optional |= {"range-penalty": (range_penalty, 0.0)}
-    options |= {name: value for name, (value, default) in optional.items() if value != default}
-    card = ModelCard(
-        arch=arch,
-        arguments={
-            "in_channels": channels,
-            "num_classes": len(train_set.class_names),
-            "image_size": side,
-            "batch_norm": False,
-            "activation": activation,
-        },
-        dataset=train_set.name,
-        input_shape=train_set.image_shape,
-        mean=mean,
-        std=std,
-        labels=train_set.class_names,
-        command=_command(options, ["balance"] if balance else []) if command is None else command,
-        seed=seed,
-        environment=f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads",
-    )
+    settings |= {name: value for name, (value, default) in optional.items() if value != default}
+    if command is None:
+        command = _command(settings, ["balance"] if balance else [])
+    card = _card_of(train_set, arch, activation, seed, device, command)
     held_out = None
     if validation:
         train_set, held_out = train_set.hold_out(validation, seed)
@@ -190,7 +174,7 @@ def train(
         for epoch in range(1, epochs + 1):
             started = time.perf_counter()
             loss = loop.run_epoch()
-            checked = None if held_out is None else accuracy(model, held_out, mean, std, torch.float32)
+            checked = None if held_out is None else accuracy(model, held_out, card.mean, card.std, torch.float32)
             history.append(Epoch(epoch, loss, checked, time.perf_counter() - started))
             advance(history[-1])
             if on_epoch is not None:
@@ -199,10 +183,34 @@ def train(
     trained = models.fuse_batch_norm(model.cpu())
     if grid_bits:
         snap(trained, grid_bits)
-    test_accuracy = accuracy(trained, test_set, mean, std)
+    test_accuracy = accuracy(trained, test_set, card.mean, card.std)
     card = replace(card, test_accuracy=test_accuracy)
     trained.mcfhe_metadata = card
     return TrainResult(trained, card, test_accuracy, tuple(history))
+
+
+def _card_of(train_set: Dataset, arch: str, activation: str, seed: int, device: str, command: str) -> ModelCard:
+    """Of a model to be trained, without an accuracy."""
+    channels, side, _ = train_set.image_shape
+    mean, std = statistics(train_set)
+    return ModelCard(
+        arch=arch,
+        arguments={
+            "in_channels": channels,
+            "num_classes": len(train_set.class_names),
+            "image_size": side,
+            "batch_norm": False,
+            "activation": activation,
+        },
+        dataset=train_set.name,
+        input_shape=train_set.image_shape,
+        mean=mean,
+        std=std,
+        labels=train_set.class_names,
+        command=command,
+        seed=seed,
+        environment=f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads",
+    )
 
 
 def _check_numbers(
