@@ -21,6 +21,7 @@ _HOME = {
     "McfheError": "mcfhe.errors",
     "PolyActivation": "mcfhe.activations",
     "Program": "mcfhe.program",
+    "PublicKey": "mcfhe.lattice.public_key",
     "RemoteServer": "mcfhe.remote",
     "Request": "mcfhe.wire",
     "Response": "mcfhe.wire",
@@ -47,6 +48,7 @@ __all__ = [
     "McfheError",
     "PolyActivation",
     "Program",
+    "PublicKey",
     "RemoteServer",
     "Request",
     "Response",
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
     from mcfhe.conversion.convert import convert
     from mcfhe.conversion.finetuning import finetune
     from mcfhe.errors import BuildError, McfheError
+    from mcfhe.lattice.public_key import PublicKey
     from mcfhe.modular.keys import EvaluationKey, SecretKey
     from mcfhe.program import Program, load_program
     from mcfhe.remote import RemoteServer

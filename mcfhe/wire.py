@@ -278,7 +278,7 @@ _NAMES = {
     f"{scheme}{name}": f"{words} of the {scheme.lower() or 'modular'} scheme"
     for scheme in ("", "Lattice")
     for name, words in (("Request", "request"), ("Response", "response"), ("EvaluationKey", "evaluation key"))
-}
+} | {"PublicKey": "public key of the lattice scheme"}
 
 
 def in_words(kind: type) -> str:

@@ -44,7 +44,7 @@ def test_table_of_the_lattice_scheme_comes_from_its_measurements() -> None:
 def test_every_listed_command_exists() -> None:
     from mcfhe.cli import app
 
-    assert set(re.findall(r"^\| `mcfhe (\w+)", TEXT, re.MULTILINE)) == set(app.commands)
+    assert set(re.findall(r"^\| `mcfhe ([\w-]+)", TEXT, re.MULTILINE)) == set(app.commands)
 
 
 def test_links_point_to_files() -> None:

@@ -37,6 +37,7 @@ for command in (
     program_commands.train,
     program_commands.compile_,
     client_commands.keygen,
+    client_commands.public_key,
     client_commands.encrypt,
     server_commands.evaluate,
     client_commands.decrypt,

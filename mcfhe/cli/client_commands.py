@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from mcfhe.staged.client import StagedClient
 
 MAX_SPEC_BYTES = 1 << 26
+MAX_PUBLIC_KEY_BYTES = 1 << 30
 
 key_option = click.option("--key", "-k", required=True, type=click.Path(path_type=Path), help="The client's key file.")
 
@@ -125,16 +128,44 @@ def _print_staged_keys(client: StagedClient, out: Path, as_json: bool) -> None:
         stdout.print(f"{out}: {len(set(ids))} keys for {len(ids)} stages", markup=False)
 
 
+@click.command("public-key")
+@key_option
+@out_option("public key")
+@passphrase_option
+@json_option
+def public_key(key: Path, out: Path, passphrase_file: Path | None, as_json: bool) -> None:
+    """Draw a public key of a lattice key: who has it can encrypt, and only encrypt, for the key's owner.
+
+    Compare the fingerprint with whoever encrypts under it: another file in its place would be another's key.
+    """
+    from mcfhe.client import Client
+
+    with Client.load(key, passphrase(passphrase_file)) as client:
+        if client.spec.scheme != "lattice":
+            raise ParameterError(f"{key}: of the modular scheme, which has no public keys; compile with scheme lattice")
+        public = client.public_key()
+    public.save(out)
+    if as_json:
+        print_json({"out": str(out), "key_id": public.key_id, "fingerprint": public.fingerprint})
+    else:
+        stdout.print(f"{out}: {megabytes(out.stat().st_size)}, of key {public.key_id[:12]}", markup=False)
+        stdout.print(f"fingerprint {public.fingerprint}", markup=False)
+
+
 @click.command()
 @image_options
-@key_option
+@click.option("--key", "-k", type=click.Path(path_type=Path), help="The client's key file.")
+@click.option(
+    "--public-key", type=click.Path(path_type=Path), help="Instead of --key: what the owner's `mcfhe public-key` wrote."
+)
 @out_option("request")
 @passphrase_option
 @quiet_option
 @json_option
 def encrypt(
     source: ImageSource,
-    key: Path,
+    key: Path | None,
+    public_key: Path | None,
     out: Path,
     passphrase_file: Path | None,
     quiet: bool,
@@ -144,9 +175,7 @@ def encrypt(
 
     IMAGES are PNG or JPEG files of the program's size; or name a data set with --dataset.
     """
-    from mcfhe.client import Client
-
-    with Client.load(key, passphrase(passphrase_file)) as client:
+    with _encrypting(key, public_key, passphrase_file) as client:
         lattice = client.spec.scheme == "lattice"
         security_line(quiet, LATTICE_LINE if lattice else SECURITY_LINE)
         images = source.load(client.spec.input_shape)
@@ -214,6 +243,24 @@ def refresh(response: Path, key: Path, out: Path, passphrase_file: Path | None, 
         print_json({"out": str(out), "request_id": request.request_id, "bytes": out.stat().st_size})
     else:
         stdout.print(f"{out}: {request.batch} images, {megabytes(out.stat().st_size)}", markup=False)
+
+
+@contextmanager
+def _encrypting(key: Path | None, public_key: Path | None, passphrase_file: Path | None) -> Iterator[Any]:
+    """What encrypts: the owner's client, or a public key."""
+    if (key is None) == (public_key is None):
+        raise click.UsageError("give --key, or --public-key to encrypt for somebody else")
+    if public_key is None:
+        from mcfhe.client import Client
+
+        with Client.load(key, passphrase(passphrase_file)) as client:  # type: ignore[arg-type]
+            yield client
+        return
+    if passphrase_file is not None:
+        raise click.UsageError("--passphrase-file: opens a secret key; a public key has no passphrase")
+    from mcfhe.lattice.public_key import PublicKey
+
+    yield PublicKey.load(public_key, MAX_PUBLIC_KEY_BYTES)
 
 
 def read_spec(path: Path) -> Any:

@@ -141,7 +141,7 @@ def _value_bytes(program: IntegerProgram, value: int) -> int:
 
 def _predicted(program: LatticeProgram) -> dict[str, float]:
     from mcfhe.cost.lattice_rates import seconds_of
-    from mcfhe.lattice.client import default_workers
+    from mcfhe.lattice.encryption import default_workers
     from mcfhe.lattice.seal import available
 
     evaluate = seconds_of(program.integer_program(), program.plan.ring)
@@ -159,13 +159,13 @@ def _predicted(program: LatticeProgram) -> dict[str, float]:
 @lru_cache(maxsize=16)
 def _client_seconds(program: LatticeProgram) -> tuple[float, float]:
     """Seconds of one pixel's ciphertext and of one score's."""
-    from mcfhe.lattice.encryption import Parameters, PixelEncryptor
+    from mcfhe.lattice.pixels import Parameters, PixelEncryptor
     from mcfhe.lattice.seal import Seal
 
     spec = program.client_spec()
     seal = Seal(spec.ring)
-    secret = seal.secret(seal.generate_secret())
-    encryptor = PixelEncryptor(Parameters.of(spec, seeded=True), seal, secret)
+    serialised = seal.generate_secret()
+    secret, encryptor = seal.secret(serialised), PixelEncryptor(Parameters.of(spec, "seeded"), seal, serialised)
     pixels = np.random.default_rng(0).integers(0, 256, spec.slots, dtype=np.uint8)
     residues = np.zeros((spec.output_limbs, 2 * spec.ring.degree), np.int64)
     encrypt = median_of(lambda: encryptor.encrypt(0, pixels))

@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mcfhe.arguments import whole
 from mcfhe.container import TensorField
-from mcfhe.errors import DecryptionError, FormatError, ImageError, MismatchError, ParameterError
-from mcfhe.images import check_images
+from mcfhe.errors import DecryptionError, FormatError, MismatchError, ParameterError
 from mcfhe.keyfile import opened_secret, save_secret
-from mcfhe.lattice.encryption import Parameters, encrypted
+from mcfhe.lattice.encryption import encrypt_images
 from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
+from mcfhe.lattice.public_key import PublicKey
 from mcfhe.lattice.seal import Seal
-from mcfhe.lattice.security import SEED_BYTES
 from mcfhe.lattice.spec import LatticeSpec
 from mcfhe.lattice.wire import LatticeRequest, LatticeResponse
 from mcfhe.staged.spec import Levels
@@ -32,18 +30,11 @@ from mcfhe.wiping import wipe
 from mcfhe.wire import check_kind, check_match
 
 _KIND = "lattice-client"
-_LEAST_OF_A_WORKER = 32  # ciphertexts: below, starting a process takes longer than it saves
-_MAX_WORKERS = 1024
 KEY_PARTS = {
     "secret_key": TensorField("U8", ((1, 1 << 26),)),
     "relinearisation_key": TensorField("I32", ((1, 64), (2, 2), (2, 65), (1, 1 << 15))),
 }
 _FIELDS = KEY_PARTS | {"spec": TensorField("U8", ((1, 1 << 26),))}
-
-
-def default_workers(count: int) -> int:
-    """Processes that encrypt so many ciphertexts: as many as torch has threads, if there is enough for all."""
-    return max(1, min(torch.get_num_threads(), count // _LEAST_OF_A_WORKER))
 
 
 class LatticeClient:
@@ -108,32 +99,21 @@ class LatticeClient:
         ImageError for another shape or dtype, or more images than slots; ParameterError for fewer workers than 1;
         WorkerError if one ends before it is done. ``progress`` gets the finished share.
         """
-        array = check_images(images, self.spec.input_shape)
-        batch, slots = len(array), self.spec.slots
-        if batch > slots:
-            raise ImageError(f"images: {batch} in one request, the ring has {slots} slots; split the batch")
-        opened = self._secret  # refuses after close()
-        channels, height, width = self.spec.input_shape
-        count, area = channels * height * width, height * width
-        if workers is None:
-            workers = default_workers(count)
-        elif not 1 <= whole("workers", workers) <= _MAX_WORKERS:
-            raise ParameterError(f"workers = {workers} is not in 1..{_MAX_WORKERS}")
-        parameters = Parameters.of(self.spec, seeded)
-        limbs, words = len(parameters.moduli), parameters.words
-        ciphertext = torch.empty(limbs, channels, height, width, words, dtype=torch.int32)
-        seeds = torch.empty(channels, height, width, SEED_BYTES, dtype=torch.uint8) if seeded else None
-        target = ciphertext.view(limbs, -1, words).numpy().view(np.uint32)
-        pixels = np.ascontiguousarray(array.reshape(batch, count).T)
-        jobs = [(place // area, pixels[place]) for place in range(count)]
-        found = encrypted(jobs, parameters, self._seal, opened, self._serialised, min(workers, count))
-        for done, (place, (residues, seed)) in enumerate(found, 1):
-            target[:, place] = residues
-            if seeds is not None:
-                seeds.view(-1, SEED_BYTES)[place] = torch.frombuffer(bytearray(seed), dtype=torch.uint8)
-            if progress is not None:
-                progress(done / count)
-        return LatticeRequest(ciphertext, self.evaluation_key, self.spec.program_id, batch, seeds=seeds)
+        _ = self._secret  # refuses after close()
+        return encrypt_images(
+            images,
+            self.spec,
+            self.evaluation_key,
+            self._serialised,
+            "seeded" if seeded else "symmetric",
+            workers,
+            progress,
+        )
+
+    def public_key(self) -> PublicKey:
+        """A fresh public key: who has it encrypts for this client. Every call draws another, all are of this key."""
+        residues = torch.from_numpy(self._seal.public_key(self._secret).astype(np.int32))
+        return PublicKey(self.spec, self.evaluation_key, residues)
 
     def decrypt(self, response: LatticeResponse, *, request_id: str | None = None) -> torch.Tensor:
         """Scores, float64 ``[batch, labels]``.

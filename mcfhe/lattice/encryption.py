@@ -1,290 +1,81 @@
-"""Encryption of pixels under SEAL's secret key, in this process or in several.
-
-SEAL's Python module holds the interpreter's lock while it works, so threads would wait for each other. Workers are
-processes of their own: a fresh interpreter that loads SEAL and numpy, not torch, and so is ready in some tenths of a
-second. Keys and pixels go to it over a socket pair that has no name, nothing is pickled, and it ends with its socket.
-Each process draws its randomness from the operating system, as SEAL does for every ciphertext.
-
-A message is a u64 and so many bytes, all little-endian. To a worker go first the parameters as JSON and
-the serialised secret key, then for every ciphertext u32 channel and uint8 pixels. Back come b"+", the seed (64 bytes,
-or none) and the residues as u32; or b"-" and why not.
-"""
+"""Requests from images: a ciphertext a pixel, made in this process or in several, under either kind of key."""
 
 from __future__ import annotations
 
-import json
-import selectors
-import socket
-import struct
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 
-from mcfhe.errors import WorkerError
-from mcfhe.graph.steps import Ring
+from mcfhe.arguments import whole
+from mcfhe.errors import ImageError, ParameterError
+from mcfhe.images import check_images
+from mcfhe.lattice.evaluation_key import LatticeEvaluationKey
+from mcfhe.lattice.pixels import Encrypted, Encryption, Job, Parameters, PixelEncryptor
 from mcfhe.lattice.seal import Seal
 from mcfhe.lattice.security import SEED_BYTES
-from mcfhe.wiping import wipe
+from mcfhe.lattice.spec import LatticeSpec
+from mcfhe.lattice.wire import LatticeRequest
+from mcfhe.lattice.workers import Workers
 
-if TYPE_CHECKING:
-    from mcfhe.lattice.spec import LatticeSpec
-
-_SIZE, _CHANNEL = struct.Struct("<Q"), struct.Struct("<I")
-_DONE, _FAILED = b"+", b"-"
-_AHEAD = 2  # ciphertexts a worker is given at once, so that it need not wait for the next
-_END_SECONDS = 5.0
-_ERROR_BYTES = 1 << 16
-
-Job = tuple[int, np.ndarray]  # channel, uint8 pixels of the batch
-Encrypted = tuple[np.ndarray, bytes]  # uint32 [L, n] and a seed, or uint32 [L, 2 * n] and none
+_LEAST_OF_A_WORKER = 32  # ciphertexts: below, starting a process takes longer than it saves
+_MAX_WORKERS = 1024
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """What encryption needs beside the key. ``table``: normalised pixels of each channel, times 2^scale_bits."""
-
-    moduli: tuple[int, ...]
-    special: int
-    degree: int
-    table: tuple[tuple[int, ...], ...]
-    scale_bits: int
-    input_bits: int
-    seeded: bool
-
-    @staticmethod
-    def of(spec: LatticeSpec, seeded: bool) -> Parameters:
-        """Those of a program's clients."""
-        return Parameters(
-            moduli=spec.ring.moduli,
-            special=spec.ring.special,
-            degree=spec.ring.degree,
-            table=spec.table,
-            scale_bits=spec.scale_bits,
-            input_bits=spec.input_bits,
-            seeded=seeded,
-        )
-
-    @staticmethod
-    def from_json(text: str) -> Parameters:
-        body = json.loads(text)
-        body["moduli"], body["table"] = tuple(body["moduli"]), tuple(map(tuple, body["table"]))
-        return Parameters(**body)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @property
-    def words(self) -> int:
-        """Residues of a limb of what one ciphertext becomes."""
-        return self.degree if self.seeded else 2 * self.degree
-
-    def ring(self) -> Ring:
-        return Ring(self.degree, self.moduli, self.special)
+def default_workers(count: int) -> int:
+    """Processes that encrypt so many ciphertexts: as many as torch has threads, if there is enough for all."""
+    return max(1, min(torch.get_num_threads(), count // _LEAST_OF_A_WORKER))
 
 
-class PixelEncryptor:
-    """Turns one pixel of a batch of images into a ciphertext, one image a slot."""
-
-    def __init__(self, parameters: Parameters, seal: Seal, secret: Any) -> None:
-        """``secret``: as :meth:`Seal.secret` returns it."""
-        self._parameters, self._seal = parameters, seal
-        self._encryptor = seal.encryptor(secret)
-        self._table = np.array(parameters.table, np.float64) / 2.0**parameters.scale_bits
-        self._scale = 2.0**parameters.input_bits
-        self._slots = np.zeros(parameters.degree // 2)
-
-    def encrypt(self, channel: int, pixels: np.ndarray) -> Encrypted:
-        """``pixels``: uint8 of every image, at most n / 2; the other slots hold 0."""
-        self._slots[: len(pixels)] = self._table[channel, pixels]
-        self._slots[len(pixels) :] = 0.0
-        if self._parameters.seeded:
-            return self._seal.encrypt_seeded(self._encryptor, self._slots, self._scale)
-        return self._seal.encrypt(self._encryptor, self._slots, self._scale), b""
-
-
-class _Pipe:
-    """Messages over one end of a socket pair. EOFError or OSError when the other end has gone."""
-
-    def __init__(self, end: socket.socket) -> None:
-        self.end = end
-
-    def send(self, *parts: bytes | bytearray) -> None:
-        self.end.sendall(_SIZE.pack(sum(map(len, parts))))
-        for part in parts:
-            self.end.sendall(part)
-
-    def receive(self) -> bytearray:
-        return self._exactly(_SIZE.unpack(self._exactly(_SIZE.size))[0])
-
-    def _exactly(self, size: int) -> bytearray:
-        message = bytearray(size)
-        rest = memoryview(message)
-        while rest:
-            count = self.end.recv_into(rest)
-            if not count:
-                raise EOFError
-            rest = rest[count:]
-        return message
+def encrypt_images(
+    images: Any,
+    spec: LatticeSpec,
+    evaluation_key: LatticeEvaluationKey,
+    key: bytes | bytearray,
+    encryption: Encryption,
+    workers: int | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> LatticeRequest:
+    """uint8 images ``[batch, C, H, W]`` encrypted under ``key``, as :class:`mcfhe.lattice.pixels.PixelEncryptor` takes
+    it, for the owner of ``evaluation_key``. Errors as :meth:`mcfhe.lattice.client.LatticeClient.encrypt`."""
+    array = check_images(images, spec.input_shape)
+    batch, slots = len(array), spec.slots
+    if batch > slots:
+        raise ImageError(f"images: {batch} in one request, the ring has {slots} slots; split the batch")
+    channels, height, width = spec.input_shape
+    count, area = channels * height * width, height * width
+    if workers is None:
+        workers = default_workers(count)
+    elif not 1 <= whole("workers", workers) <= _MAX_WORKERS:
+        raise ParameterError(f"workers = {workers} is not in 1..{_MAX_WORKERS}")
+    parameters = Parameters.of(spec, encryption)
+    limbs, words = len(parameters.moduli), parameters.words
+    ciphertext = torch.empty(limbs, channels, height, width, words, dtype=torch.int32)
+    seeds = torch.empty(channels, height, width, SEED_BYTES, dtype=torch.uint8) if parameters.seeded else None
+    target = ciphertext.view(limbs, -1, words).numpy().view(np.uint32)
+    pixels = np.ascontiguousarray(array.reshape(batch, count).T)
+    jobs = [(place // area, pixels[place]) for place in range(count)]
+    for done, (place, (residues, seed)) in enumerate(_encrypted(jobs, parameters, key, min(workers, count)), 1):
+        target[:, place] = residues
+        if seeds is not None:
+            seeds.view(-1, SEED_BYTES)[place] = torch.frombuffer(bytearray(seed), dtype=torch.uint8)
+        if progress is not None:
+            progress(done / count)
+    return LatticeRequest(ciphertext, evaluation_key, spec.program_id, batch, seeds=seeds)
 
 
-class Workers:
-    """Processes that encrypt under one key. A context manager: at its end none of them is left."""
-
-    def __init__(self, count: int, parameters: Parameters, secret: bytes | bytearray) -> None:
-        """``secret``: SEAL's serialised key. WorkerError if the system starts no process."""
-        self._parameters = parameters
-        self._processes: dict[_Pipe, subprocess.Popen[bytes]] = {}
-        try:
-            for _ in range(count):
-                self._start()
-            for pipe in self._processes:  # while all of them load what they need
-                self._send(pipe, parameters.to_json().encode())
-                self._send(pipe, secret)
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def encrypt(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Encrypted]]:
-        """The number of each job and its ciphertext, in the order in which they are done.
-
-        WorkerError if a worker ends or refuses; what the others did is lost with it, and no ciphertext is wrong.
-        """
-        waiting = iter(enumerate(jobs))
-        given: dict[_Pipe, list[int]] = {pipe: [] for pipe in self._processes}
-
-        def give(pipe: _Pipe) -> None:
-            for number, (channel, pixels) in waiting:
-                self._send(pipe, _CHANNEL.pack(channel), pixels.tobytes())
-                given[pipe].append(number)
-                return
-
-        for _ in range(_AHEAD):
-            for pipe in given:
-                give(pipe)
-        with selectors.DefaultSelector() as selector:
-            for pipe in given:
-                selector.register(pipe.end, selectors.EVENT_READ, pipe)
-            while any(given.values()):
-                for key, _ in selector.select():
-                    pipe = key.data
-                    ciphertext = self._received(pipe)
-                    give(pipe)
-                    yield given[pipe].pop(0), ciphertext
-
-    def close(self) -> None:
-        """Hang up; whoever does not end of its own accord is killed. Idempotent."""
-        for pipe in self._processes:
-            pipe.end.close()
-        for process in self._processes.values():
-            try:
-                process.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stderr is not None:
-                process.stderr.close()
-        self._processes.clear()
-
-    def _start(self) -> None:
-        # the path that this interpreter imports from, and nothing else that environment or folder would add
-        code = f"import sys; sys.path[:] = {sys.path!r}; from mcfhe.lattice.encryption import work; work(sys.argv[1])"
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                process = subprocess.Popen(
-                    [sys.executable, "-I", "-c", code, str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    pass_fds=(theirs.fileno(),),
-                )
-            except OSError as error:
-                ours.close()
-                raise WorkerError(f"workers: no process was started ({error}); encrypt with workers=1") from None
-        self._processes[_Pipe(ours)] = process
-
-    def _send(self, pipe: _Pipe, *parts: bytes | bytearray) -> None:
-        try:
-            pipe.send(*parts)
-        except OSError:
-            raise self._ended(pipe) from None
-
-    def _received(self, pipe: _Pipe) -> Encrypted:
-        parameters = self._parameters
-        try:
-            message = pipe.receive()
-        except (EOFError, OSError):
-            raise self._ended(pipe) from None
-        if message[:1] != _DONE:
-            raise WorkerError(f"workers: one refused to encrypt: {message[1:].decode(errors='replace')}")
-        seed = 1 + (SEED_BYTES if parameters.seeded else 0)
-        residues = np.frombuffer(message, "<u4", offset=seed).reshape(len(parameters.moduli), parameters.words)
-        return residues, bytes(message[1:seed])
-
-    def _ended(self, pipe: _Pipe) -> WorkerError:
-        process = self._processes[pipe]
-        with suppress(subprocess.TimeoutExpired):  # it may still say why
-            process.wait(_END_SECONDS)
-        process.kill()
-        assert process.stderr is not None
-        lines = process.stderr.read(_ERROR_BYTES).decode(errors="replace").strip().splitlines()
-        why = lines[-1] if lines else f"status {process.wait()}"
-        return WorkerError(f"workers: one ended before it was done ({why}); encrypt again, or with workers=1")
-
-
-def work(descriptor: str) -> None:
-    """What a worker does: encrypts what comes from a socket until that is closed."""
-    with suppress(EOFError, ConnectionError, KeyboardInterrupt), socket.socket(fileno=int(descriptor)) as end:
-        # until the one who asked has gone, or both are interrupted
-        pipe = _Pipe(end)
-        parameters, secret = Parameters.from_json(pipe.receive().decode()), pipe.receive()
-        encryptor, refusal = None, ""
-        try:
-            seal = Seal(parameters.ring())
-            encryptor = PixelEncryptor(parameters, seal, seal.secret(secret))
-        except (RuntimeError, ValueError) as error:
-            refusal = str(error)
-        wipe(secret)
-        while True:
-            message = pipe.receive()
-            if encryptor is None:
-                pipe.send(_FAILED, refusal.encode())
-            else:
-                (channel,) = _CHANNEL.unpack_from(message)
-                _answer(pipe, encryptor, channel, np.frombuffer(message, np.uint8, offset=_CHANNEL.size))
-
-
-def _answer(pipe: _Pipe, encryptor: PixelEncryptor, channel: int, pixels: np.ndarray) -> None:
-    try:
-        residues, seed = encryptor.encrypt(channel, pixels)
-    except (RuntimeError, ValueError) as error:
-        pipe.send(_FAILED, str(error).encode())
-        return
-    pipe.send(_DONE, seed, residues.astype("<u4").tobytes())
-
-
-def encrypted(
-    jobs: Sequence[Job], parameters: Parameters, seal: Seal, opened: Any, secret: bytes | bytearray, workers: int
+def _encrypted(
+    jobs: Sequence[Job], parameters: Parameters, key: bytes | bytearray, workers: int
 ) -> Iterator[tuple[int, Encrypted]]:
     """The number of each job and its ciphertext, not in order; ``workers`` = 1 encrypts in this process."""
     if workers == 1:
-        encryptor = PixelEncryptor(parameters, seal, opened)
+        encryptor = PixelEncryptor(parameters, Seal(parameters.ring()), key)
         for number, job in enumerate(jobs):
             yield number, encryptor.encrypt(*job)
         return
-    with Workers(workers, parameters, secret) as processes:
+    with Workers(workers, parameters, key) as processes:
         yield from processes.encrypt(jobs)
 
 
-__all__ = ["Encrypted", "Job", "Parameters", "PixelEncryptor", "Workers", "encrypted", "work"]
+__all__ = ["default_workers", "encrypt_images"]

@@ -205,10 +205,11 @@ class LatticeProgram(StoredProgram):
         program = self.exact_program
         return evaluate_integers(program, self._pixels(images).astype(object)), program.output_order.denominator(1)
 
-    def predict_precision(self, images: Any, seed: int = 0) -> list[LayerPrecision]:
-        """Noise to expect at every step, by simulation over uint8 images ``[batch, C, H, W]``."""
+    def predict_precision(self, images: Any, seed: int = 0, *, public_key: bool = False) -> list[LayerPrecision]:
+        """Noise to expect at every step, by simulation over uint8 images ``[batch, C, H, W]``: of requests encrypted
+        under the secret key, or with ``public_key`` under a public one."""
         x = torch.from_numpy(self._pixels(images).astype(np.float64)) / self.settings_scale
-        return predict_precision(self._program, x, seed)
+        return predict_precision(self._program, x, seed, public_key=public_key)
 
     @property
     def settings_scale(self) -> float:

@@ -119,8 +119,20 @@ class Seal:
         digits = [self._polynomials(_Reader(reader.nested()))[0] for _ in range(reader.number())]
         return np.stack(digits).astype(np.int64)
 
+    def public_key(self, secret: Any) -> np.ndarray:
+        """A fresh public key of a secret one: int64 ``[2, D + 1, n]`` for D moduli, NTT form, the special limb last."""
+        sealapi = _seal()
+        key = sealapi.PublicKey()
+        sealapi.KeyGenerator(self.context, secret).create_public_key(key)
+        return self._polynomials(_Reader(_unwrapped(_saved(key))))[0].astype(np.int64)
+
+    def public_encryptor(self, residues: np.ndarray) -> Any:
+        """Encrypts under a public key ``[2, D + 1, n]``. FormatError for residues that SEAL refuses."""
+        data = self._as_ciphertext(residues, self._key_level, 1.0)
+        return _seal().Encryptor(self.context, self._loaded(_seal().PublicKey(), data, "public key"))
+
     def encryptor(self, secret: Any) -> Any:
-        """Encrypts under the secret key: less noise than under a public one, and only its owner encrypts here."""
+        """Encrypts under the secret key: less noise than under a public one, and ciphertexts may be seeded."""
         return _seal().Encryptor(self.context, secret)
 
     def encrypt(self, encryptor: Any, values: np.ndarray, scale: float) -> np.ndarray:
@@ -129,6 +141,14 @@ class Seal:
         plaintext, ciphertext = sealapi.Plaintext(), sealapi.Ciphertext()
         self.encoder.encode(values.tolist(), float(scale), plaintext)
         encryptor.encrypt_symmetric(plaintext, ciphertext)
+        return self.residues(ciphertext)
+
+    def encrypt_public(self, encryptor: Any, values: np.ndarray, scale: float) -> np.ndarray:
+        """:meth:`encrypt` with an encryptor of :meth:`public_encryptor`."""
+        sealapi = _seal()
+        plaintext, ciphertext = sealapi.Plaintext(), sealapi.Ciphertext()
+        self.encoder.encode(values.tolist(), float(scale), plaintext)
+        encryptor.encrypt(plaintext, ciphertext)
         return self.residues(ciphertext)
 
     def encrypt_seeded(self, encryptor: Any, values: np.ndarray, scale: float) -> tuple[np.ndarray, bytes]:
@@ -170,11 +190,22 @@ class Seal:
         components = residues.shape[1] // degree
         if limbs not in self.levels or residues.shape[1] != components * degree:
             raise FormatError(f"ciphertext of {list(residues.shape)}: no level of this ring has that shape")
-        data = residues.reshape(limbs, components, degree).transpose(1, 0, 2).astype("<u8").tobytes()
-        array = struct.pack("<Q", components * limbs * degree) + data
-        parms_id = struct.pack("<4Q", *self.levels[limbs])
-        body = _CIPHERTEXT.pack(parms_id, 1, components, degree, limbs, float(scale), 1) + _wrapped(array)
-        return self._loaded(_seal().Ciphertext(), _wrapped(body), "ciphertext")
+        polynomials = residues.reshape(limbs, components, degree).transpose(1, 0, 2)
+        data = self._as_ciphertext(polynomials, self.levels[limbs], scale)
+        return self._loaded(_seal().Ciphertext(), data, "ciphertext")
+
+    def _as_ciphertext(self, polynomials: np.ndarray, level: tuple[int, int, int, int], scale: float) -> bytes:
+        """SEAL's stream of residues [components, limbs, n]."""
+        array = struct.pack("<Q", polynomials.size) + polynomials.astype("<u8").tobytes()
+        components, limbs, degree = polynomials.shape
+        body = _CIPHERTEXT.pack(struct.pack("<4Q", *level), 1, components, degree, limbs, float(scale), 1)
+        return _wrapped(body + _wrapped(array))
+
+    @cached_property
+    def _key_level(self) -> tuple[int, int, int, int]:
+        """SEAL's parms_id of keys, which have the special limb."""
+        a, b, c, d = self.context.key_parms_id()
+        return a, b, c, d
 
     def _polynomials(self, reader: _Reader) -> tuple[np.ndarray, float]:
         """uint32 [components, limbs, n] and the scale."""

@@ -41,18 +41,23 @@ class LayerPrecision:
     value: float
 
 
-def simulate(program: IntegerProgram, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def simulate(
+    program: IntegerProgram, x: Tensor, generator: torch.Generator | None = None, *, public_key: bool = False
+) -> Tensor:
     """Scores float64 ``[batch, labels]`` of normalised images float64 ``[batch, C, H, W]``.
 
-    With a ``generator`` noise is added as encryption and ring steps do; without, none.
+    With a ``generator`` noise is added as encryption, under the secret key or a public one, and ring steps do;
+    without, none.
     """
-    return _values(program, x, generator)[-1]
+    return _values(program, x, generator, public_key)[-1]
 
 
-def predict_precision(program: IntegerProgram, x: Tensor, seed: int = 0) -> list[LayerPrecision]:
+def predict_precision(
+    program: IntegerProgram, x: Tensor, seed: int = 0, *, public_key: bool = False
+) -> list[LayerPrecision]:
     """Of the input and of every step's value, over the images ``x``."""
-    clean = _values(program, x, None)
-    noisy = _values(program, x, torch.Generator().manual_seed(seed))
+    clean = _values(program, x, None, public_key)
+    noisy = _values(program, x, torch.Generator().manual_seed(seed), public_key)
     names = [("input", "input"), *((step.name, step.kind) for step in program.steps)]
     return [
         LayerPrecision(name, kind, float((b - a).pow(2).mean().sqrt()), float(a.pow(2).mean().sqrt()))
@@ -60,10 +65,11 @@ def predict_precision(program: IntegerProgram, x: Tensor, seed: int = 0) -> list
     ]
 
 
-def _values(program: IntegerProgram, x: Tensor, generator: torch.Generator | None) -> list[Tensor]:
+def _values(program: IntegerProgram, x: Tensor, generator: torch.Generator | None, public_key: bool) -> list[Tensor]:
     ring = program.ring
     assert ring is not None  # for the type checker: only lattice programs come here
-    values = [_noisy(x.to(torch.float64), noise.fresh(ring.degree), program, 0, generator)]
+    fresh = noise.fresh(ring.degree) if public_key else noise.fresh_symmetric(ring.degree)
+    values = [_noisy(x.to(torch.float64), fresh, program, 0, generator)]
     for index, step in enumerate(program.steps, 1):
         inputs = [values[i] for i in step.inputs]
         y = _step(program, step, index, inputs)

@@ -15,17 +15,18 @@ from mcfhe.service.settings import ServiceSettings
 
 DEFAULT_BODY_MB = 64
 _LEAST_INFLIGHT_MB = 256
-_EXPANSION = 3  # what a seeded lattice request takes while it is evaluated, by its body
+_EXPANSION = 3  # what a seeded lattice request takes while it is evaluated, by its body; others take their body
 _SLOWEST_MB_PER_SECOND = 4  # that a body may come at where it is large
 
 
-def request_bytes(program: Any) -> int:
+def request_bytes(program: Any, seeded: bool = True) -> int:
     """What a request takes at least: in the lattice scheme all of them do, however few their images; 0 in the modular
-    scheme, where they grow with the images."""
+    scheme, where they grow with the images. Without ``seeded``, one that was encrypted under a public key."""
     if program.scheme != "lattice":
         return 0
     ring, pixels = program.client_spec().ring, math.prod(program.input_shape)
-    ciphertexts = pixels * (4 * len(ring.moduli) * ring.degree + SEED_BYTES)
+    component = 4 * len(ring.moduli) * ring.degree
+    ciphertexts = pixels * (component + SEED_BYTES if seeded else 2 * component)
     return int(ciphertexts + program.key_bytes + MAX_HEADER_BYTES)
 
 
@@ -39,14 +40,14 @@ def settings_for(
 ) -> ServiceSettings:
     """Settings under which each of ``owners`` (tokens, 1 without any) can send a request to every program.
 
-    ``body_mb``: the largest body in MiB, by default 64 or what the lattice programs' requests take; ParameterError if
-    that is more than is given. ``body_timeout_s``: by default 30, or a second for every 4 MiB of it.
+    ``body_mb``: the largest body in MiB, by default 64 or what the lattice programs' requests take, under public keys
+    too; ParameterError if it is less than requests under secret keys take. ``body_timeout_s``: by default 30, or a
+    second for every 4 MiB of it.
     """
     programs = list(programs)
-    needed = max((request_bytes(program) for program in programs), default=0)
-    needed_mb = -(-needed // (1 << 20))
+    needed_mb = _megabytes(request_bytes(program) for program in programs)
     if body_mb is None:
-        body_mb = max(DEFAULT_BODY_MB, needed_mb)
+        body_mb = max(DEFAULT_BODY_MB, _megabytes(request_bytes(program, seeded=False) for program in programs))
     elif body_mb < needed_mb:
         raise ParameterError(
             f"--max-body-mb {body_mb}: a request of the lattice scheme to these programs takes {needed_mb} MB, with "
@@ -55,10 +56,14 @@ def settings_for(
     if body_timeout_s is None:
         body_timeout_s = max(30.0, body_mb / _SLOWEST_MB_PER_SECOND)
     number("--body-timeout", body_timeout_s, 0, above=True)
-    inside = body_mb * (_EXPANSION if any(program.scheme == "lattice" for program in programs) else 1) << 20
+    inside = max(body_mb, _EXPANSION * needed_mb) << 20
     return ServiceSettings(
         max_body_bytes=body_mb << 20,
         max_inflight_bytes=max(_LEAST_INFLIGHT_MB << 20, room_for(inside, owners)),
         body_timeout_s=body_timeout_s,
         **settings,
     )
+
+
+def _megabytes(sizes: Iterable[int]) -> int:
+    return -(-max(sizes, default=0) // (1 << 20))

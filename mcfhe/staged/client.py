@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from mcfhe.lattice.wire import LatticeResponse
 from mcfhe.spec import ClientSpec
 from mcfhe.staged.spec import StagedSpec
 from mcfhe.wire import Response, check_kind, check_match
+
+if TYPE_CHECKING:
+    from mcfhe.lattice.public_key import PublicKey
 
 __all__ = ["StagedClient"]
 
@@ -88,6 +91,14 @@ class StagedClient:
                 "split the batch"
             )
         return self._encrypt(0, images, return_integers)
+
+    def public_key(self) -> PublicKey:
+        """A public key of the first stage, as :meth:`mcfhe.lattice.client.LatticeClient.public_key`: others encrypt
+        images, the owner refreshes at the cuts. ParameterError in the modular scheme, which has none."""
+        if self.spec.scheme != "lattice":
+            raise ParameterError("public key: belongs to the lattice scheme; in the modular one only owners encrypt")
+        found: PublicKey = self.clients[0].public_key()
+        return found
 
     def refresh(self, response: Any, return_integers: bool = False, *, request_id: str | None = None) -> Any:
         """Decrypt what a stage but the last gives, round it to levels and encrypt those for the next stage.

@@ -308,7 +308,7 @@ def fixed(
 
 @pytest.mark.parametrize(
     ("squares", "degree", "limbs"),
-    [(1, 4096, 2), (2, 8192, 4), (3, 8192, 6), (5, 16384, 9), (8, 32768, 16), (11, 32768, 23)],
+    [(1, 8192, 3), (2, 8192, 4), (3, 8192, 6), (5, 16384, 9), (8, 32768, 17), (11, 32768, 23)],
 )
 def test_known_plans(squares: int, degree: int, limbs: int) -> None:
     program = mcfhe.compile(chain(squares), (1, 2, 2), scheme="lattice", scale_bits=6)

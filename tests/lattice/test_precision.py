@@ -158,7 +158,7 @@ def test_noise_formulas(degree: int) -> None:
     values = np.random.default_rng(5).uniform(-1, 1, degree // 2)
     scale = 2.0**28
     last = scale**2 / seal.ring.moduli[2]
-    errors: dict[str, list[np.ndarray]] = {"fresh": [], "two": [], "three": [], "relinearised": []}
+    errors: dict[str, list[np.ndarray]] = {"fresh": [], "public": [], "two": [], "three": [], "relinearised": []}
     for _ in range(16):  # keys: most of key switching's noise is in few slots, and depends on the key there
         secret = seal.secret(seal.generate_secret())
         keys = sealapi.RelinKeys()
@@ -169,6 +169,9 @@ def test_noise_formulas(degree: int) -> None:
 
         fresh = seal.ciphertext(seal.encrypt(seal.encryptor(secret), values, scale), scale)
         errors["fresh"].append((decrypted(fresh, scale) - values) * scale)
+        encryptor = seal.public_encryptor(seal.public_key(secret))
+        public = seal.ciphertext(seal.encrypt_public(encryptor, values, scale), scale)
+        errors["public"].append((decrypted(public, scale) - values) * scale)
         squared, relinearised, rescaled = (sealapi.Ciphertext() for _ in range(3))
         evaluator.square(fresh, squared)
         exact = decrypted(squared, scale**2)
@@ -179,12 +182,13 @@ def test_noise_formulas(degree: int) -> None:
         evaluator.rescale_to_next(relinearised, rescaled)
         errors["two"].append((decrypted(rescaled, last) - exact) * last)
     predicted = {
-        "fresh": noise.fresh(degree),
+        "fresh": noise.fresh_symmetric(degree),
+        "public": noise.fresh(degree),
         "two": noise.rescaled(degree, 2),
         "three": noise.rescaled(degree, 3),
         "relinearised": noise.relinearised(degree, 3, 30, 31),
     }
     for kind, expected in predicted.items():
         measured = float(np.std(np.concatenate(errors[kind])))
-        allowed = {"fresh": 0.1, "relinearised": 0.8}.get(kind, 0.3)
+        allowed = {"fresh": 0.1, "public": 0.1, "relinearised": 0.8}.get(kind, 0.3)
         assert abs(log2(measured / expected)) < allowed, (kind, measured, expected)

@@ -127,6 +127,8 @@ def test_limits_suit_the_programs(program: LatticeProgram, client: LatticeClient
     """With 64 MB for every program no request to most lattice programs was ever taken in."""
     body = client.encrypt(torch.zeros(1, 2, 3, 3, dtype=torch.uint8)).to_bytes()
     assert len(body) <= request_bytes(program) <= len(body) + (1 << 18)
+    body = client.public_key().encrypt(torch.zeros(1, 2, 3, 3, dtype=torch.uint8)).to_bytes()
+    assert len(body) <= request_bytes(program, seeded=False) <= len(body) + (1 << 18)
     large = SimpleNamespace(
         scheme="lattice",
         key_bytes=1 << 20,
@@ -136,8 +138,10 @@ def test_limits_suit_the_programs(program: LatticeProgram, client: LatticeClient
     modular = SimpleNamespace(scheme="modular")
     settings = settings_for([modular, large], 3)
     needed = request_bytes(large)
-    assert needed <= settings.max_body_bytes < needed + (1 << 20)
-    assert Quota(settings.max_inflight_bytes, 3).most >= 3 * settings.max_body_bytes
+    public = request_bytes(large, seeded=False)
+    assert public <= settings.max_body_bytes < public + (1 << 20)
+    assert Quota(settings.max_inflight_bytes, 3).most >= 3 * needed > settings.max_body_bytes
+    assert settings_for([large], 1, body_mb=1538).max_inflight_bytes >= 3 * needed
     assert settings.body_timeout_s == (settings.max_body_bytes >> 20) / 4
     assert settings_for([modular], 1) == ServiceSettings()
     with pytest.raises(ParameterError, match=r"--max-body-mb 64: a request of the lattice scheme .* takes 1538 MB"):

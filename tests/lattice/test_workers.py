@@ -13,9 +13,10 @@ import pytest
 
 from mcfhe.errors import ParameterError, WorkerError
 from mcfhe.lattice.client import LatticeClient
-from mcfhe.lattice.encryption import Parameters, Workers
+from mcfhe.lattice.pixels import Parameters
 from mcfhe.lattice.program import LatticeProgram
 from mcfhe.lattice.wire import LatticeRequest
+from mcfhe.lattice.workers import Workers
 
 
 def images(program: LatticeProgram, count: int = 5) -> np.ndarray:
@@ -76,13 +77,13 @@ def test_a_worker_that_dies_is_an_error_and_leaves_none(program: LatticeProgram,
 
 
 def test_what_a_worker_refuses_is_said(client: LatticeClient) -> None:
-    parameters = Parameters.of(client.spec, seeded=True)
+    parameters = Parameters.of(client.spec, "seeded")
     with Workers(1, parameters, client._serialised) as workers, pytest.raises(WorkerError, match="refused to encrypt"):
         list(workers.encrypt([(0, np.zeros(parameters.degree, np.uint8))]))  # twice as many as slots
 
 
 def test_a_worker_that_does_not_start_says_why(client: LatticeClient) -> None:
-    parameters = Parameters.of(client.spec, seeded=True)
+    parameters = Parameters.of(client.spec, "seeded")
     with pytest.raises(WorkerError, match="secret key: SEAL refuses it"), Workers(1, parameters, b"no key") as workers:
         list(workers.encrypt([(0, np.zeros(1, np.uint8))]))
 
@@ -98,7 +99,7 @@ def test_an_interpreter_that_is_not_there(
 
 def test_workers_load_no_torch_and_nothing_of_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit('another json')")
-    code = "import mcfhe.lattice.encryption, sys; print('torch' in sys.modules)"
+    code = "import mcfhe.lattice.workers, sys; print('torch' in sys.modules)"
     command = [sys.executable, "-I", "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("False", "")
