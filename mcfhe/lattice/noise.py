@@ -8,6 +8,7 @@ section 3.4 and appendix B, average case). Integers, to be divided by the scale 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import factorial, hypot, sqrt
 
 # Of a fresh coefficient: the weight of 21 random bits less that of 21 others, variance 21 / 2. SEAL draws so unless it
@@ -43,12 +44,12 @@ def rescaled(degree: int, components: int = 2) -> float:
     return _slots(degree, sum(factorial(power) * secret**power for power in range(components)) / 12)
 
 
-def relinearised(degree: int, limbs: int, modulus_bits: int, special_bits: int) -> float:
-    """Digits uniform below 2^modulus_bits times the key's errors, over the special modulus; and its rounding.
+def relinearised(degree: int, moduli: Sequence[int], special: int) -> float:
+    """Digits uniform below each modulus times the key's errors, over the special modulus; and its rounding.
 
     SEAL does not centre digits, so three quarters of this come from their mean, a multiple of 1 + X + .. + X^(n-1): it
     falls on the few slots whose root is near 1, slot 0 first, where noise is up to sqrt(0.3 n) times the average. A
     typical slot has half of the average.
     """
-    digits = limbs * degree * 4.0**modulus_bits / 3 * ERROR_STD**2 / 4.0**special_bits
+    digits = degree * sum((q / special) ** 2 for q in moduli) / 3 * ERROR_STD**2
     return _slots(degree, digits + (1 + 2 * degree / 3) / 12)

@@ -7,6 +7,9 @@ What must hold (:class:`mcfhe.lattice.search.Requirements`):
 - noise added at any place, over the scale there, is at most 2^-precision, by :mod:`mcfhe.lattice.noise`;
 - the moduli fit the 128-bit table (:mod:`mcfhe.lattice.security`).
 
+Primes that scales are divided by have 30 bits. The first one, which none is divided by, is as wide as it is best:
+31 bits where that one bit saves work, or what the table has left where a plan would else need a larger ring degree.
+
 Among what holds, the smallest ring degree, and in it the least work (:mod:`mcfhe.lattice.work`), found by
 :mod:`mcfhe.lattice.search` and, near the best that it finds, :mod:`mcfhe.lattice.refinement`.
 """
@@ -16,17 +19,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from math import log2, prod
+from math import prod
 
 from mcfhe.errors import DepthError, ParameterError
 from mcfhe.graph.nodes import Conv2d, Graph, Linear
 from mcfhe.graph.steps import Ring
 from mcfhe.lattice.lower import Placement, is_square
 from mcfhe.lattice.refinement import Refinement
-from mcfhe.lattice.ring import ntt_primes
+from mcfhe.lattice.ring import MAX_PRIME_BITS, ntt_primes
 from mcfhe.lattice.search import MAX_LIMBS, MODULUS_BITS, SPECIAL_BITS, Requirements, Search
 from mcfhe.lattice.security import MAX_MODULUS_BITS
-from mcfhe.lattice.work import ring_points
+from mcfhe.lattice.work import ring_points, work
 from mcfhe.modular.constants import LayerConstants
 
 DEGREES = (4096, 8192, 16384, 32768)
@@ -40,10 +43,11 @@ class Plan:
     limbs: int
     input_bits: int
     placements: tuple[tuple[int, Placement], ...]  # by index of a node
+    first_bits: int = MODULUS_BITS  # of the first prime
 
     @property
     def ring(self) -> Ring:
-        return make_ring(self.degree, self.limbs)
+        return make_ring(self.degree, self.limbs, self.first_bits)
 
     @property
     def modulus_bits(self) -> int:
@@ -61,15 +65,26 @@ class Limits:
 
 
 @cache
-def make_ring(degree: int, limbs: int) -> Ring:
-    """The largest primes below 2^30 that are 1 modulo 2 * degree, and one below 2^31 for key switching."""
-    *moduli, special = ntt_primes(degree, [MODULUS_BITS] * limbs + [SPECIAL_BITS])
+def make_ring(degree: int, limbs: int, first_bits: int = MODULUS_BITS) -> Ring:
+    """The largest primes below 2^30 that are 1 modulo 2 * degree, the first one below 2^first_bits, and the largest
+    below 2^31 for key switching."""
+    *moduli, special = ntt_primes(degree, [first_bits] + [MODULUS_BITS] * (limbs - 1) + [SPECIAL_BITS])
     return Ring(degree, tuple(moduli), special)
 
 
-def most_limbs(degree: int) -> int:
+def most_limbs(degree: int, first_bits: int = MODULUS_BITS) -> int:
     """How many limbs the 128-bit table allows beside the special modulus."""
-    return min(MAX_LIMBS, (MAX_MODULUS_BITS[degree] - SPECIAL_BITS) // MODULUS_BITS)
+    return min(MAX_LIMBS, 1 + (MAX_MODULUS_BITS[degree] - SPECIAL_BITS - first_bits) // MODULUS_BITS)
+
+
+def left_over(degree: int) -> int | None:
+    """Bits that the table has left beside primes of 30 bits; None if no prime of so few has a transform."""
+    bits = (MAX_MODULUS_BITS[degree] - SPECIAL_BITS) % MODULUS_BITS
+    try:
+        ntt_primes(degree, [bits])
+    except ParameterError:
+        return None
+    return bits
 
 
 def make_plan(
@@ -98,26 +113,37 @@ def make_plan(
         raise ParameterError(f"degree {degree}: choose one of {', '.join(map(str, DEGREES))}")
     constants = LayerConstants(layer_bits)
 
-    def search(part: Graph, n: int, most: int, greedy: bool = False) -> Search:
-        drift = MODULUS_BITS - log2(min(make_ring(n, most).moduli))
+    def search(part: Graph, n: int, most: int, first_bits: int = MODULUS_BITS, greedy: bool = False) -> Search:
         requirements = Requirements(tuple(bounds[: len(part.nodes)]), precision)
-        return Search(part, constants, ring_points(part), requirements, n, drift, most, greedy)
+        ring = make_ring(n, most, first_bits)
+        return Search(part, constants, ring_points(part), requirements, ring, greedy)
+
+    def best(n: int, first_bits: int) -> Plan | None:
+        most = min(most_limbs(n, first_bits), limits.limbs)
+        whole = search(graph, n, most, first_bits)
+        found = [candidate for candidate in whole.candidates() if candidate.limbs <= most]
+        if not found:
+            return None
+        rings = partial(make_ring, n, first_bits=first_bits)
+        refinement = Refinement(whole, _without_biases(graph), layer_bits, bounds, rings, most)
+        plan = refinement.best(found)
+        return Plan(n, plan.limbs, plan.input_bits, plan.placements, first_bits)
 
     for n in degrees:
-        most = min(most_limbs(n), limits.limbs)
-        whole = search(graph, n, most)
-        found = [candidate for candidate in whole.candidates() if candidate.limbs <= most]
-        if found:
-            refinement = Refinement(whole, _without_biases(graph), layer_bits, bounds, partial(make_ring, n), most)
-            best = refinement.best(found)
-            return Plan(n, best.limbs, best.input_bits, best.placements)
+        plans = [plan for bits in (MODULUS_BITS, MAX_PRIME_BITS) if (plan := best(n, bits)) is not None]
+        if not plans and (rest := left_over(n)) is not None and most_limbs(n, rest) <= limits.limbs:
+            plans = [plan] if (plan := best(n, rest)) is not None else []
+        if plans:
+            return min(plans, key=lambda plan: work(graph, plan.limbs, plan.placements))
 
+    n = degrees[-1]
+    most = min(most_limbs(n), limits.limbs)
     if not explain:
-        raise DepthError(f"lattice plan: none of {most} limbs or fewer at n = {degrees[-1]}")
+        raise DepthError(f"lattice plan: none of {most} limbs or fewer at n = {n}")
     # how much it would take, by the quicker search that overestimates a little
-    needed = min((c.limbs for c in search(graph, degrees[-1], MAX_LIMBS, True).candidates()), default=None)
-    fitting = _deepest(graph, lambda part: any(c.limbs <= most for c in search(part, degrees[-1], most).candidates()))
-    raise _too_deep(max(_depths(graph)), degrees[-1], most, precision, needed, fitting)
+    needed = min((c.limbs for c in search(graph, n, MAX_LIMBS, greedy=True).candidates()), default=None)
+    fitting = _deepest(graph, lambda part: any(c.limbs <= most for c in search(part, n, most).candidates()))
+    raise _too_deep(max(_depths(graph)), n, most, precision, needed, fitting)
 
 
 def _without_biases(graph: Graph) -> Graph:

@@ -28,6 +28,7 @@ from mcfhe.images import check_images
 from mcfhe.lattice.lower import Placement, lower_lattice
 from mcfhe.lattice.plan import Limits, Plan, make_plan
 from mcfhe.lattice.report import summarise
+from mcfhe.lattice.ring import MAX_PRIME_BITS
 from mcfhe.lattice.search import MAX_LIMBS
 from mcfhe.lattice.security import require_security
 from mcfhe.lattice.simulate import LayerPrecision, predict_precision
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
     from mcfhe.cost.lattice_card import LatticeCostCard
 
 SCHEME = "lattice"
-_VERSION = 4  # of the content; 1 and 2 are the modular scheme's, 3 aligned sums to other scales
+# of the content; 1 and 2 are the modular scheme's, 3 aligned sums to other scales, 4 had primes of one width
+_VERSION = 5
 _BEYOND = 2.0**20  # bits of a value that no ring holds
 _SLACK = 1.5  # bits by which a plan may miss its margin: its primes are no powers of two
 
@@ -285,16 +287,17 @@ def _plan_to_json(plan: Plan) -> dict[str, Any]:
         "degree": plan.degree,
         "limbs": plan.limbs,
         "input_bits": plan.input_bits,
+        "first_bits": plan.first_bits,
         "placements": [[index, p.rescales, p.limbs, int(p.relinearise)] for index, p in plan.placements],
     }
 
 
 def _plan_from_json(body: Any) -> Plan:
-    names = {"degree", "limbs", "input_bits", "placements"}
+    names = {"degree", "limbs", "input_bits", "first_bits", "placements"}
     if not isinstance(body, dict) or set(body) != names:
         raise FormatError(f"program: field 'plan' does not hold {', '.join(sorted(names))}")
     rows = body["placements"]
-    numbers = [body["degree"], body["limbs"], body["input_bits"]]
+    numbers = [body["degree"], body["limbs"], body["input_bits"], body["first_bits"]]
     if not isinstance(rows, list) or any(not isinstance(row, list) or len(row) != 4 for row in rows):
         raise FormatError("program: plan field 'placements' is not a list of four numbers each")
     if any(type(v) is not int or not 0 <= v < 1 << 20 for v in [*numbers, *(v for row in rows for v in row)]):
@@ -303,5 +306,7 @@ def _plan_from_json(body: Any) -> Plan:
         raise FormatError("program: plan field 'placements' is not in ascending order of layers, each once")
     if not 1 <= body["limbs"] <= MAX_LIMBS or not 1 <= body["input_bits"] <= 60 or any(row[2] < 1 for row in rows):
         raise FormatError(f"program: plan: limbs must be 1..{MAX_LIMBS}, input_bits 1..60")
+    if not 2 <= body["first_bits"] <= MAX_PRIME_BITS:
+        raise FormatError(f"program: plan: first_bits must be 2..{MAX_PRIME_BITS}")
     placements = tuple((row[0], Placement(row[1], row[2], bool(row[3]))) for row in rows)
-    return Plan(body["degree"], body["limbs"], body["input_bits"], placements)
+    return Plan(body["degree"], body["limbs"], body["input_bits"], placements, body["first_bits"])

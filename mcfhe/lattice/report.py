@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log2, prod
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ def summarise(program: LatticeProgram) -> str:
     lines = [
         f"lattice program {program.program_id[:16]}: input {'x'.join(map(str, program.input_shape))}, "
         f"{len(program.labels)} labels, RNS-CKKS, ring degree {ring.degree}, {program.slots} slots,",
-        f"{len(ring.moduli)} limbs of 30 bits and a special modulus: {plan.modulus_bits} bits of Q P, the 128-bit",
+        f"{_widths(ring.moduli)} and a special modulus: {plan.modulus_bits} bits of Q P, the 128-bit",
         f"table allows {MAX_MODULUS_BITS[ring.degree]}; passes: {', '.join(program.settings.passes)}",
         "scale: log2 of what a slot's number is multiplied by; bits: of the largest proved value at that scale;",
         "room: bits of the modulus beyond it",
@@ -98,3 +99,10 @@ def transforms(program: LatticeProgram) -> int:
         elif isinstance(step, RescaleStep):
             total += prod(step.shape) * level.components * level.limbs
     return total
+
+
+def _widths(moduli: Sequence[int]) -> str:
+    """Number of limbs and their bits; the first may be of its own width."""
+    first, last = moduli[0].bit_length(), moduli[-1].bit_length()
+    some = f"{len(moduli)} limb{'s' if len(moduli) > 1 else ''} of {last} bits"
+    return some if first == last else f"{some}, the first of {first},"

@@ -17,12 +17,13 @@ from functools import cached_property
 from math import ceil, floor, log2, prod
 
 from mcfhe.graph.nodes import Add, AvgPool2d, Concat, Conv2d, Flatten, Graph, Linear, Node, Poly
+from mcfhe.graph.steps import Ring
 from mcfhe.lattice import noise
 from mcfhe.lattice.lower import Placement, is_linear, raised_bits
 from mcfhe.lattice.work import components, linear_work, ring_work
 from mcfhe.modular.constants import LayerConstants
 
-MODULUS_BITS = 30
+MODULUS_BITS = 30  # of every prime but the first
 SPECIAL_BITS = 31
 MAX_LIMBS = 60
 MAX_RESCALES = 4  # after one square
@@ -110,17 +111,18 @@ class Search:
         constants: LayerConstants,
         points: Mapping[int, int],
         requirements: Requirements,
-        degree: int,
-        drift: float,
-        most: int,
+        ring: Ring,
         greedy: bool = False,
     ) -> None:
-        """``points``: node after which each square is rescaled, by the square's index. ``drift``: 30 - log2 of the
-        smallest prime there may be. ``most``: limbs. ``greedy``: everywhere as many rescalings as the noise allows."""
-        self._most, self._greedy = most, greedy
+        """``points``: node after which each square is rescaled, by the square's index. ``ring``: that of a plan with
+        the most limbs. ``greedy``: everywhere as many rescalings as the noise allows."""
+        self._ring, self._most, self._greedy = ring, len(ring.moduli), greedy
         self._graph, self._constants = graph, constants
         self._places = frozenset(points.values())
-        self._requirements, self._degree, self._drift = requirements, degree, drift
+        self._requirements = requirements
+        # the first prime is never divided by; of the others, how far the smallest falls short of 2^30
+        self._base = log2(ring.moduli[0])
+        self._drift = MODULUS_BITS - log2(min(ring.moduli[1:], default=1 << MODULUS_BITS))
         last = {source: index for index, node in enumerate(graph.nodes) for source in node.inputs}
         last[len(graph.nodes) - 1] = len(graph.nodes)
         self._live = [[v for v in range(i + 1) if last.get(v, -1) > i] for i in range(len(graph.nodes))]
@@ -172,7 +174,7 @@ class Search:
 
     @cached_property
     def _inputs(self) -> tuple[int, ...]:
-        fresh = log2(noise.fresh(self._degree))
+        fresh = log2(noise.fresh(self._ring.degree))
         return tuple(bits for bits in INPUT_BITS if fresh - bits <= -self._requirements.precision)
 
     @cached_property
@@ -187,7 +189,7 @@ class Search:
     def _limbs(self, high: float, index: int) -> int:
         """The fewest that hold the value of a node at a scale of 2^high."""
         bits = high + self._requirements.bounds[index] + MARGIN_BITS
-        return max(1, ceil(bits / (MODULUS_BITS - self._drift)))
+        return 1 + max(0, ceil((bits - self._base) / (MODULUS_BITS - self._drift)))
 
     def _forward(self, first: Sequence[State]) -> list[dict[State, list[_Step]]]:
         """For every node but the input: each state that it may find, and the ways past it."""
@@ -237,8 +239,9 @@ class Search:
     @cached_property
     def _noise(self) -> float:
         """Ciphertexts of three components are rescaled, then relinearised: log2 of the larger noise."""
-        relinearised = noise.relinearised(self._degree, self._most, MODULUS_BITS, SPECIAL_BITS)
-        return log2(max(noise.rescaled(self._degree, 3), relinearised))
+        degree = self._ring.degree
+        relinearised = noise.relinearised(degree, self._ring.moduli, self._ring.special)
+        return log2(max(noise.rescaled(degree, 3), relinearised))
 
     def _made(self, index: int, node: Node, inputs: Sequence[Scale], drifts: Sequence[float]) -> tuple[Scale, float]:
         x, drift = inputs[0], drifts[0]

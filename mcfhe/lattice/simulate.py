@@ -77,8 +77,8 @@ def _values(program: IntegerProgram, x: Tensor, generator: torch.Generator | Non
         if isinstance(step, RescaleStep):
             y = _noisy(y, noise.rescaled(ring.degree, level.components), program, index, generator)
         if isinstance(step, RelineariseStep):
-            bits, special = max(ring.moduli).bit_length(), ring.special.bit_length()
-            y = _noisy(y, noise.relinearised(ring.degree, level.limbs, bits, special), program, index, generator)
+            added = noise.relinearised(ring.degree, ring.moduli[: level.limbs], ring.special)
+            y = _noisy(y, added, program, index, generator)
         values.append(y)
     return values
 

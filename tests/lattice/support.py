@@ -53,8 +53,8 @@ def small_program(**arguments: Any) -> LatticeProgram:
 
 
 @cache
-def small_ring(degree: int, limbs: int) -> Ring:
-    return make_ring(degree, limbs)
+def small_ring(degree: int, limbs: int, first_bits: int = 30) -> Ring:
+    return make_ring(degree, limbs, first_bits)
 
 
 class AnySeal(Seal):

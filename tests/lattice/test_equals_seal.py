@@ -24,8 +24,8 @@ SQUARE = np.array([[0.0, 0.0, 1.0]])
 
 
 @cache
-def oracle(degree: int, limbs: int) -> Oracle:
-    return Oracle(small_ring(degree, limbs))
+def oracle(degree: int, limbs: int, first_bits: int = 30) -> Oracle:
+    return Oracle(small_ring(degree, limbs, first_bits))
 
 
 def constants(random: Random, *shape: int) -> np.ndarray:
@@ -34,11 +34,18 @@ def constants(random: Random, *shape: int) -> np.ndarray:
     return np.array(values).reshape(shape)
 
 
-def check(nodes: list[Node], placements: dict[int, Placement], degree: int = 64, limbs: int = 4, seed: int = 0) -> None:
+def check(
+    nodes: list[Node],
+    placements: dict[int, Placement],
+    degree: int = 64,
+    limbs: int = 4,
+    seed: int = 0,
+    first_bits: int = 30,
+) -> None:
     """Random residues, as good as ciphertexts: what both sides do does not depend on their meaning."""
     graph = Graph(tuple(nodes))
     bits = {node.name: BITS for node in nodes}
-    seal = oracle(degree, limbs)
+    seal = oracle(degree, limbs, first_bits)
     try:
         program = lowered(graph, bits, seal.ring, placements)
     except ParameterError as error:  # random placements that rescale and square a scale below what we take
@@ -64,7 +71,8 @@ def conv(name: str, source: int, weight: np.ndarray, bias: np.ndarray | None = N
     return Conv2d(name=name, inputs=(source,), weight=weight, bias=bias, **fields)  # type: ignore[arg-type]
 
 
-def test_lenet_of_every_step() -> None:
+@pytest.mark.parametrize("first_bits", [14, 18, 30, 31])
+def test_lenet_of_every_step(first_bits: int) -> None:
     """Padding, stride, groups, bias, a square with all terms, pooling, relinearisation past a linear layer."""
     random = Random(1)
     nodes: list[Node] = [
@@ -77,7 +85,7 @@ def test_lenet_of_every_step() -> None:
         Flatten(name="flat", inputs=(5,)),
         Linear(name="fc", inputs=(6,), weight=constants(random, 2, 6), bias=constants(random, 2)),
     ]
-    check(nodes, {3: Placement(1, 3, True), 7: Placement(0, 2, True)}, degree=1024)
+    check(nodes, {3: Placement(1, 3, True), 7: Placement(0, 2, True)}, degree=1024, first_bits=first_bits)
 
 
 def test_residual_of_branches_at_different_levels() -> None:
@@ -107,9 +115,14 @@ def test_response_of_two_or_three_components(relinearise: bool) -> None:
     check(nodes, {3: Placement(2, 1, relinearise)})
 
 
-@given(seed=st.integers(0, 1 << 30), degree=st.sampled_from([8, 64, 256]), limbs=st.integers(2, 6))
+@given(
+    seed=st.integers(0, 1 << 30),
+    degree=st.sampled_from([8, 64, 256]),
+    limbs=st.integers(2, 6),
+    first_bits=st.sampled_from([18, 30, 31]),
+)
 @settings(max_examples=30, deadline=None)
-def test_random_programs(seed: int, degree: int, limbs: int) -> None:
+def test_random_programs(seed: int, degree: int, limbs: int, first_bits: int) -> None:
     random = Random(seed)
     shape = (random.randint(1, 2), random.randint(1, 3), random.randint(1, 3))
     nodes: list[Node] = [Input(name="input", inputs=(), shape=shape)]
@@ -161,7 +174,7 @@ def test_random_programs(seed: int, degree: int, limbs: int) -> None:
     x = append(Flatten(name="flat", inputs=(x,)))
     width = Graph(tuple(nodes)).shapes[x][0]
     append(Linear(name="fc", inputs=(x,), weight=constants(random, 1, width), bias=constants(random, 1)))
-    check(nodes, placements, degree, limbs, seed)
+    check(nodes, placements, degree, limbs, seed, first_bits)
 
 
 @given(seed=st.integers(0, 1 << 30), degree=st.integers(2, 4), skip=st.booleans(), limbs=st.integers(3, 6))

@@ -25,11 +25,14 @@ from mcfhe.graph.passes.sums_of_squares import sums_of_squares
 from mcfhe.graph.settings import Settings
 from mcfhe.graph.steps import DropStep, RelineariseStep, RescaleStep, TensorSquareStep
 from mcfhe.lattice import noise
+from mcfhe.lattice.client import LatticeClient
 from mcfhe.lattice.lower import Placement, is_linear, lower_lattice
-from mcfhe.lattice.plan import DEGREES, Plan, make_plan, make_ring, most_limbs
+from mcfhe.lattice.plan import DEGREES, Plan, left_over, make_plan, make_ring, most_limbs
 from mcfhe.lattice.program import LatticeProgram
+from mcfhe.lattice.seal import available
 from mcfhe.lattice.search import Requirements, Scale, Search, _Past
 from mcfhe.lattice.security import require_security
+from mcfhe.lattice.server import LatticeServer
 from mcfhe.lattice.work import ring_points, work
 from mcfhe.modular.constants import LayerConstants, relative_bits
 from tests.lattice.support import Square, small_program
@@ -65,7 +68,7 @@ def check_plan(program: LatticeProgram, precision: float) -> None:
             assert noise.rescaled(ring.degree, before.components) / float(scale) <= 2.0**-precision
         elif isinstance(step, RelineariseStep):
             assert (before.components, after) == (3, Level(before.limbs, 2, before.scale))
-            added = noise.relinearised(ring.degree, after.limbs, 30, 31)
+            added = noise.relinearised(ring.degree, ring.moduli[: after.limbs], ring.special)
             assert added / float(after.scale) <= 2.0**-precision
         elif isinstance(step, DropStep):
             assert after == Level(step.limbs, before.components, before.scale)
@@ -186,8 +189,7 @@ def test_halves_of_an_activation_meet_at_one_scale() -> None:
 def check_scales(graph: Graph, random: Random) -> None:
     bits = relative_bits(graph, random.randint(4, 10))
     degree, most, requirements = 32768, most_limbs(32768), Requirements((1.0,) * len(graph.nodes), 6)
-    drift = 30 - log2(min(make_ring(degree, most).moduli))
-    search = Search(graph, LayerConstants(bits), ring_points(graph), requirements, degree, drift, most)
+    search = Search(graph, LayerConstants(bits), ring_points(graph), requirements, make_ring(degree, most))
     candidates = list(search.candidates())
     for candidate in random.sample(candidates, min(4, len(candidates))):
         chosen = {index: count for index, count, _ in candidate.rescales}
@@ -236,10 +238,10 @@ def test_refinement_never_costs_more_than_what_the_search_finds(seed: int, squar
         plan = make_plan(graph, bits, bounds, precision, explain=False)
     except ParameterError:
         return
-    most = most_limbs(plan.degree)
-    drift = 30 - log2(min(make_ring(plan.degree, most).moduli))
+    most = most_limbs(plan.degree, plan.first_bits)
     points, requirements = ring_points(graph), Requirements(tuple(bounds), precision)
-    search = Search(graph, LayerConstants(bits), points, requirements, plan.degree, drift, most)
+    ring = make_ring(plan.degree, most, plan.first_bits)
+    search = Search(graph, LayerConstants(bits), points, requirements, ring)
     found = [work(graph, c.limbs, c.placements) for c in search.candidates() if c.limbs <= most]
     assert plan.limbs <= most
     assert work(graph, plan.limbs, plan.placements) <= min(found)
@@ -249,15 +251,19 @@ def exhaustive(graph: Graph, bits: dict[str, int], bounds: list[float], precisio
     """All numbers of rescalings at all places, by the definition; scales as powers of two and 0.05 bits of drift."""
     places = sorted(set(ring_points(graph).values()))
     for degree in DEGREES:
-        plans = [
-            plan
-            for start in range(20, 41, 2)
-            for counts in product(range(5), repeat=len(places))
-            if (plan := fixed(graph, bits, bounds, precision, degree, start, dict(zip(places, counts, strict=True))))
-        ]
-        allowed = [plan for plan in plans if plan.limbs <= most_limbs(degree)]
-        if allowed:
-            return min(allowed, key=lambda plan: work(graph, plan.limbs, plan.placements))
+        rest = left_over(degree)
+        for widths in ((30, 31), () if rest is None else (rest,)):
+            plans = [
+                plan
+                for first in widths
+                for start in range(20, 41, 2)
+                for counts in product(range(5), repeat=len(places))
+                for chosen in [dict(zip(places, counts, strict=True))]
+                if (plan := fixed(graph, bits, bounds, precision, degree, start, chosen, first)) is not None
+                and plan.limbs <= most_limbs(degree, first)
+            ]
+            if plans:
+                return min(plans, key=lambda plan: work(graph, plan.limbs, plan.placements))
     return None
 
 
@@ -269,6 +275,7 @@ def fixed(
     degree: int,
     start: int,
     counts: dict[int, int],
+    first: int,
 ) -> Plan | None:
     if log2(noise.fresh(degree)) - start > -precision:
         return None
@@ -287,32 +294,75 @@ def fixed(
         if index in counts:
             scale -= 30 * counts[index]
             gone |= {(limbed[index], i): 1 for i in range(counts[index])}
-            added = max(noise.rescaled(degree, 3), noise.relinearised(degree, most_limbs(degree), 30, 31))
+            added = max(noise.rescaled(degree, 3), noise.relinearised(degree, (1 << 30,) * most_limbs(degree), 1 << 31))
             if log2(added) - scale > -precision:
                 return None
         scales.append(scale)
         lost.append(gone)
 
     def limbs(scale: float, index: int) -> int:
-        return max(1, -int(-(scale + bounds[index] + 2.0) // 30))
+        return 1 + max(0, -int(-(scale + bounds[index] + 2.0 - first) // 30))
 
     needs = [1] * len(scales)
     for index in reversed(range(len(scales))):
         needs[index] = max(needs[index], limbs(scales[index], index))
-        first = max(limbs(before[index], index), needs[index] + counts.get(index, 0))
+        entering = max(limbs(before[index], index), needs[index] + counts.get(index, 0))
         for source in graph.nodes[index].inputs:
-            needs[source] = max(needs[source], first)
+            needs[source] = max(needs[source], entering)
     placements = tuple((index, Placement(count, needs[index], True)) for index, count in sorted(counts.items()))
-    return Plan(degree, needs[0], start, placements)
+    return Plan(degree, needs[0], start, placements, first)
 
 
 @pytest.mark.parametrize(
-    ("squares", "degree", "limbs"),
-    [(1, 8192, 3), (2, 8192, 4), (3, 8192, 6), (5, 16384, 9), (8, 32768, 17), (11, 32768, 23)],
+    ("squares", "degree", "limbs", "first_bits"),
+    [
+        (1, 4096, 3, 18),  # what the table has left there; with primes of 30 bits alone it takes n = 8,192
+        (2, 8192, 4, 30),
+        (3, 8192, 6, 30),
+        (5, 16384, 9, 30),
+        (8, 32768, 17, 30),
+        (11, 32768, 23, 30),
+    ],
 )
-def test_known_plans(squares: int, degree: int, limbs: int) -> None:
+def test_known_plans(squares: int, degree: int, limbs: int, first_bits: int) -> None:
     program = mcfhe.compile(chain(squares), (1, 2, 2), scheme="lattice", scale_bits=6)
-    assert (program.plan.degree, program.plan.limbs) == (degree, limbs)
+    plan = program.plan
+    assert (plan.degree, plan.limbs, plan.first_bits) == (degree, limbs, first_bits)
+
+
+def test_what_the_table_leaves() -> None:
+    """Beside 30-bit primes and the special one; 7 and 10 bits are less than any prime that has a transform."""
+    assert [left_over(degree) for degree in DEGREES] == [18, None, 17, None]
+    for degree in DEGREES:
+        for bits in (30, 31, left_over(degree)):
+            if bits is not None:
+                most = most_limbs(degree, bits)
+                ring = make_ring(degree, most, bits)
+                require_security(degree, (*ring.moduli, ring.special))
+                assert ring.moduli[0].bit_length() == bits
+                assert len({*ring.moduli, ring.special}) == most + 1
+                assert max(ring.moduli) < ring.special
+                more = make_ring(degree, most + 1, bits)
+                with pytest.raises(ParameterError, match="less than 128 bits"):
+                    require_security(degree, (*more.moduli, more.special))
+
+
+@pytest.mark.skipif(not available(), reason="needs tenseal: pip install 'mcfhe[lattice]'")
+@pytest.mark.parametrize(("first_bits", "squares", "scale_bits"), [(18, 1, 8), (31, 2, 7)])
+def test_programs_whose_first_prime_is_narrower_or_wider(first_bits: int, squares: int, scale_bits: int) -> None:
+    """From keys to scores, within the noise that is predicted; and as files."""
+    program = mcfhe.compile(chain(squares), (1, 2, 2), scheme="lattice", scale_bits=scale_bits)
+    assert program.plan.first_bits == first_bits
+    assert f"the first of {first_bits}" in program.summary()
+    again = mcfhe.Program.from_bytes(program.to_bytes())
+    assert again == program
+    images = torch.randint(0, 256, (500, 1, 2, 2), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
+    client = LatticeClient.generate(again.client_spec())
+    for encryptor, public_key in ((client, False), (client.public_key(), True)):
+        scores = client.decrypt(LatticeServer(again).evaluate(encryptor.encrypt(images)))
+        error = float((scores - program.evaluate_plain(images)).square().mean().sqrt())
+        assert error < 2 * program.predict_precision(images, public_key=public_key)[-1].noise + 2.0**-12
+
     check_plan(program, 12)
 
 
@@ -332,7 +382,7 @@ def test_deep_networks_are_planned_in_time_and_refused_in_words() -> None:
     with pytest.raises(
         ParameterError, match=r"choose a larger ring degree, client refresh \(compile with for_refresh=True"
     ):
-        small_program(degree=4096, precision_bits=20)
+        small_program(degree=4096, precision_bits=24)
 
 
 def test_room_holds_in_slots_without_an_image() -> None:

@@ -186,7 +186,7 @@ def test_noise_formulas(degree: int) -> None:
         "public": noise.fresh(degree),
         "two": noise.rescaled(degree, 2),
         "three": noise.rescaled(degree, 3),
-        "relinearised": noise.relinearised(degree, 3, 30, 31),
+        "relinearised": noise.relinearised(degree, seal.ring.moduli, seal.ring.special),
     }
     for kind, expected in predicted.items():
         measured = float(np.std(np.concatenate(errors[kind])))
