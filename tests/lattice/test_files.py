@@ -78,6 +78,8 @@ def test_program_files_round_trip(program: LatticeProgram, tmp_path: Path) -> No
     {"placements": [[4, 0, 9, 1]]}, {"placements": [[4, 0, 2, 2]]}, {"placements": [[40, 0, 2, 1]]},
     {"placements": [[0, 0, 2, 1]]}, {"placements": [[1, 0, 2, 1]]}, {"placements": [[-1, 0, 2, 1]]},
     {"placements": [[4, 0, 2, 1], [4, 0, 2, 0]]}, {"placements": [[4, 0, 2, 0], [2, 0, 2, 1]]}, {"more": 1},
+    {"first_bits": 0}, {"first_bits": 2}, {"first_bits": 14}, {"first_bits": 32}, {"first_bits": True},
+    {"first_bits": "30"}, {"first_bits": None}, {"first_bits": 31, "limbs": 3},
 ])  # fmt: skip
 def test_forged_plans_are_refused_at_once(program: LatticeProgram, plan: dict[str, Any]) -> None:
     assert Program.from_bytes(forged(program)) == program

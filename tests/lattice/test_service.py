@@ -54,6 +54,21 @@ def test_classify_beside_a_modular_program(program: LatticeProgram, client: Latt
         assert torch.equal(modular, PROGRAM.evaluate_plain(pixels))
 
 
+def test_requests_of_those_who_have_the_public_key(program: LatticeProgram, client: LatticeClient) -> None:
+    """Beside the owner's: another connection, the same evaluation key. The owner decrypts both."""
+    images = torch.randint(0, 256, (5, 2, 3, 3), dtype=torch.uint8, generator=torch.manual_seed(1))
+    public = mcfhe.PublicKey.from_bytes(client.public_key().to_bytes())
+    live = Live([mcfhe.Server(program)])
+    with live, mcfhe.RemoteServer(live.url) as owners, mcfhe.RemoteServer(live.url) as others:
+        answers = [
+            server.evaluate(encryptor.encrypt(images)).to_bytes()
+            for server, encryptor in ((owners, client), (others, public), (others, public))
+        ]
+    for answer in answers:
+        scores = client.decrypt(LatticeResponse.from_bytes(answer))
+        torch.testing.assert_close(scores, program.evaluate_plain(images), atol=0.2, rtol=0)
+
+
 def test_a_request_for_the_other_scheme_is_refused(program: LatticeProgram, client: LatticeClient) -> None:
     request = client.encrypt(torch.zeros(1, 2, 3, 3, dtype=torch.uint8))
     object.__setattr__(request, "program_id", PROGRAM.program_id)
