@@ -182,13 +182,17 @@ def encrypt(
         with progress_bar("encrypt", quiet or as_json) as update:
             shows = lattice and not isinstance(client.spec, StagedSpec)
             request = client.encrypt(images.pixels, progress=update) if shows else client.encrypt(images.pixels)
+        fingerprint = None if public_key is None else client.fingerprint
     request.save(out)
     size = out.stat().st_size
     if as_json:
         body = {"out": str(out), "images": images.names, "request_id": request.request_id, "bytes": size}
-        print_json(body | ({} if images.labels is None else {"labels": [client.spec.labels[i] for i in images.labels]}))
+        body |= {} if images.labels is None else {"labels": [client.spec.labels[i] for i in images.labels]}
+        print_json(body | ({} if fingerprint is None else {"fingerprint": fingerprint}))
     else:
         stdout.print(f"{out}: {len(images.names)} images, {megabytes(size)}", markup=False)
+        if fingerprint is not None:
+            stdout.print(f"for the owner of public key {fingerprint}: is that theirs?", markup=False)
 
 
 @click.command()

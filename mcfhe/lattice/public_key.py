@@ -58,7 +58,7 @@ class PublicKey(Stored):
             rows = self.residues[:, limb]
             if int(rows.min()) < 0 or int(rows.max()) >= q:
                 raise FormatError(f"public key: a residue outside 0 <= r < {q} in limb {limb}")
-            # c1 = a u of such a key tells u, and c0 the pixel
+            # b is then an error alone, and c_0 = m + b u + e_0 the plaintext with a little noise
             if not bool(rows[1].any()):
                 raise FormatError(f"public key: its second component is 0 in limb {limb}; it would hide nothing")
 

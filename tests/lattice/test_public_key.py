@@ -260,8 +260,12 @@ def test_encrypting_for_somebody_else_from_the_command_line(
         Image.fromarray(image[0]).save(path)
     monkeypatch.chdir(tmp_path)
     arguments = ["encrypt", "0.png", "1.png", "--public-key", "public", "-o", "request"]
+    assert run(arguments) == 0
+    fingerprint = mcfhe.PublicKey.load(tmp_path / "public").fingerprint
+    assert fingerprint in capsys.readouterr().out.replace("\n", "")
     assert run([*arguments, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["images"] == ["0.png", "1.png"]
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["images"], printed["fingerprint"]) == (["0.png", "1.png"], fingerprint)
     request = Request.load("request")
     scores = owner.decrypt(LatticeServer(program).evaluate(request), request_id=request.request_id)
     assert float((scores - program.evaluate_plain(pixels)).abs().max()) < 0.05
