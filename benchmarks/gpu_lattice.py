@@ -51,6 +51,11 @@ def works(bench: Bench, case: LatticeCase) -> Iterator[Work]:
         "tensor_square", lambda t: op.tensor_square(t, None, None, here[1]),
         lambda t: op.tensor_square(t, None, None, host[1]), two, 0, 5 * each,
     )  # fmt: skip
+    windows = two.view(limbs, -1, 2, 2, 2 * n)
+    yield Work(
+        "tensor_square + pool", lambda t: op.tensor_square(t, None, None, here[1], [2, 2]),
+        lambda t: op.tensor_square(t, None, None, host[1], [2, 2]), windows, 0, 2 * each + 3 * each // 4,
+    )  # fmt: skip
     kept = 2 * case.positions * (limbs - 1)
     yield Work(
         "rescale", lambda t: op.rescale(t, *here), lambda t: op.rescale(t, *host), two,

@@ -134,7 +134,10 @@ def network_cases() -> list[NetworkCase]:
 
 @dataclass(frozen=True)
 class LatticeCase:
-    """Ciphertexts of ``positions`` pixels or features: ``limbs`` primes and a special one, polynomials of ``n``."""
+    """Ciphertexts of ``positions`` pixels or features: ``limbs`` primes and a special one, polynomials of ``n``.
+
+    A pool takes four positions at once.
+    """
 
     n: int
     limbs: int

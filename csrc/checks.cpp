@@ -161,16 +161,21 @@ ConvParams conv2d_params(const char* op, const Tensor& x, const Tensor& weight, 
   return p;
 }
 
+PoolWindow pool_window(const char* op, const IntList& pool, int64_t height, int64_t width) {
+  check_window(op, "pool", pool);
+  window_outputs(op, "pool height", height, pool[0], pool[0], 0, 1);
+  window_outputs(op, "pool width", width, pool[1], pool[1], 0, 1);
+  return {pool[0], pool[1]};
+}
+
 std::optional<PoolWindow> conv_pool_window(const char* op, const Tensor& x, const ConvParams& p,
                                            const std::optional<IntList>& pool, const std::optional<Tensor>& factor) {
   STD_TORCH_CHECK(pool.has_value() || !factor.has_value(), place(op, "pool_factor"),
                   " is given but there is no pool; pass pool = [height, width] or no factor");
   if (!pool.has_value()) return std::nullopt;
-  check_window(op, "pool", *pool);
-  window_outputs(op, "pool height", p.out_h, (*pool)[0], (*pool)[0], 0, 1);
-  window_outputs(op, "pool width", p.out_w, (*pool)[1], (*pool)[1], 0, 1);
+  const PoolWindow window = pool_window(op, *pool, p.out_h, p.out_w);
   check_factor(op, "pool_factor", factor, x);
-  return PoolWindow{(*pool)[0], (*pool)[1]};
+  return window;
 }
 
 ConvParams linear_params(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,

@@ -49,6 +49,8 @@ std::optional<WeightBounds> given_weight_bounds(const char* op, const std::optio
 ConvParams conv2d_params(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                          const std::optional<Tensor>& poly, const Tensor& moduli, const IntList& stride,
                          const IntList& padding, const IntList& dilation, int64_t groups);
+// The window of a pool [height, width] side by side, of which at least one fits.
+PoolWindow pool_window(const char* op, const IntList& pool, int64_t height, int64_t width);
 // The window of the pool behind a convolution, of which at least one fits the output; none without a pool.
 std::optional<PoolWindow> conv_pool_window(const char* op, const Tensor& x, const ConvParams& p,
                                            const std::optional<IntList>& pool, const std::optional<Tensor>& factor);

@@ -107,7 +107,8 @@ RelineariseParams relinearise_params(const char* op, const Tensor& x, const Tens
 }
 
 TensorSquareParams tensor_square_params(const char* op, const Tensor& x, const std::optional<Tensor>& shift,
-                                        const std::optional<Tensor>& coefficients, const Tensor& moduli) {
+                                        const std::optional<Tensor>& coefficients, const Tensor& moduli,
+                                        const std::optional<IntList>& pool) {
   check_residues_dim(op, x);
   check_moduli_count(op, x, moduli, x.size(0));
   const int64_t stream = x.size(x.dim() - 1);
@@ -121,7 +122,24 @@ TensorSquareParams tensor_square_params(const char* op, const Tensor& x, const s
   if (coefficients.has_value()) {
     p.coefficients_channel_stride = channel_stride(op, "coefficients", *coefficients, x, p.channels, 3);
   }
+  if (pool.has_value()) {
+    STD_TORCH_CHECK(x.dim() == 5, place(op, "x"), " has shape ", shape_string(x),
+                    " but must be [limbs, channels, height, width, 2 n] for a pool");
+    p.width = x.size(3);
+    p.pool = pool_window(op, *pool, x.size(2), p.width);
+  }
   return p;
+}
+
+IntList tensor_square_shape(const Tensor& x, const TensorSquareParams& p) {
+  IntList shape;
+  for (int64_t i = 0; i < x.dim(); ++i) shape.push_back(x.size(i));
+  shape.back() = 3 * p.n;
+  if (p.pooled()) {
+    shape[2] /= p.pool.h;
+    shape[3] /= p.pool.w;
+  }
+  return shape;
 }
 
 ExpandParams expand_params(const char* op, const Tensor& seeds, const Tensor& moduli, int64_t n) {

@@ -11,9 +11,12 @@ RingParams ntt_params(const char* op, const Tensor& x, const Tensor& tables, con
 RingParams rescale_params(const char* op, const Tensor& x, const Tensor& tables, const Tensor& moduli);
 RelineariseParams relinearise_params(const char* op, const Tensor& x, const Tensor& keys, const Tensor& tables,
                                      const Tensor& moduli);
-// x [L, C, ..., 2 n]; [L, 2 n] has C = 1.
+// x [L, C, ..., 2 n]; [L, 2 n] has C = 1. With a pool [L, C, H, W, 2 n].
 TensorSquareParams tensor_square_params(const char* op, const Tensor& x, const std::optional<Tensor>& shift,
-                                        const std::optional<Tensor>& coefficients, const Tensor& moduli);
+                                        const std::optional<Tensor>& coefficients, const Tensor& moduli,
+                                        const std::optional<IntList>& pool);
+// Of what comes out.
+IntList tensor_square_shape(const Tensor& x, const TensorSquareParams& p);
 // seeds uint8 [count, 64], moduli [L], n 1..32768.
 ExpandParams expand_params(const char* op, const Tensor& seeds, const Tensor& moduli, int64_t n);
 

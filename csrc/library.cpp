@@ -16,7 +16,7 @@ STABLE_TORCH_LIBRARY(mcfhe, m) {
   m.def("add_const(Tensor x, Tensor constant, Tensor moduli, int? streams=None) -> Tensor");
   m.def("count_out_of_range(Tensor x, Tensor moduli) -> Tensor");
   m.def("ntt(Tensor x, Tensor tables, Tensor moduli, bool inverse=False) -> Tensor");
-  m.def("tensor_square(Tensor x, Tensor? shift, Tensor? coefficients, Tensor moduli) -> Tensor");
+  m.def("tensor_square(Tensor x, Tensor? shift, Tensor? coefficients, Tensor moduli, int[]? pool=None) -> Tensor");
   m.def("relinearise(Tensor x, Tensor keys, Tensor tables, Tensor moduli) -> Tensor");
   m.def("rescale(Tensor x, Tensor tables, Tensor moduli) -> Tensor");
   m.def("expand_uniform(Tensor seeds, Tensor moduli, int n) -> Tensor");

@@ -208,6 +208,7 @@ def tensor_square(
     *,
     shift: Tensor | None = None,
     coefficients: Tensor | None = None,
+    pool: Pair | None = None,
     validate: bool = True,
 ) -> Tensor:
     """The quadratic A2 z**2 + A1 z + A0 of a ciphertext z = (z0, z1) in NTT form, three components out.
@@ -215,9 +216,13 @@ def tensor_square(
     ``x`` [L, C, ..., 2n]; z0 = x0 + ``shift`` (residues [L, 1 or C], absent: 0), z1 = x1; ``coefficients`` residues
     [L, 1 or C, 3] are (A0, A1, A2), absent: (0, 0, 1). Result [L, C, ..., 3n]:
     A2 z0**2 + A1 z0 + A0, (2 A2 z0 + A1) z1, A2 z1**2. Pointwise, so any n and any moduli will do.
+
+    ``pool`` = (h, w) sums windows of that, as in :func:`conv2d`: ``x`` [L, C, H, W, 2n], result
+    [L, C, H // h, W // w, 3n].
     """
     _validate(x, moduli, validate)
-    return _call("tensor_square", x, shift, coefficients, moduli)
+    window = None if pool is None else _pair("pool", pool)
+    return _call("tensor_square", x, shift, coefficients, moduli, window)
 
 
 def relinearise(x: Tensor, keys: Tensor, tables: Tensor, moduli: Tensor, *, validate: bool = True) -> Tensor:
@@ -337,8 +342,13 @@ def _ntt_fake(x: Tensor, tables: Tensor, moduli: Tensor, inverse: bool = False) 
 
 
 @_fake("tensor_square")
-def _tensor_square_fake(x: Tensor, shift: Tensor | None, coefficients: Tensor | None, moduli: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], x.shape[-1] // 2 * 3)
+def _tensor_square_fake(
+    x: Tensor, shift: Tensor | None, coefficients: Tensor | None, moduli: Tensor, pool: list[int] | None = None
+) -> Tensor:
+    *before, stream = x.shape
+    if pool is not None:
+        before[2:] = before[2] // pool[0], before[3] // pool[1]
+    return x.new_empty(*before, stream // 2 * 3)
 
 
 @_fake("relinearise")

@@ -179,9 +179,16 @@ def ntt(x: Tensor, tables: Tensor, moduli: Tensor, *, inverse: bool = False) -> 
 
 
 def tensor_square(
-    x: Tensor, moduli: Tensor, *, shift: Tensor | None = None, coefficients: Tensor | None = None
+    x: Tensor,
+    moduli: Tensor,
+    *,
+    shift: Tensor | None = None,
+    coefficients: Tensor | None = None,
+    pool: tuple[int, int] | None = None,
 ) -> Tensor:
     """See :func:`mcfhe.ops.tensor_square`."""
+    if pool is not None:
+        return sum_pool2d(tensor_square(x, moduli, shift=shift, coefficients=coefficients), moduli, kernel=pool)
     n = x.shape[-1] // 2
     channels = 1 if x.dim() == 2 else x.shape[1]
     pairs = x.reshape(x.shape[0], channels, -1, 2, n)

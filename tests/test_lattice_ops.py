@@ -81,6 +81,41 @@ def test_tensor_square_equals_oracle(residues: Residues, n: int, channels: int) 
                 assert torch.equal(got, reference.tensor_square(x, moduli, shift=s, coefficients=c))
 
 
+WINDOWS = [(1, 1, 1, 1), (2, 2, 2, 2), (4, 6, 2, 2), (5, 7, 2, 3), (3, 4, 1, 4), (9, 5, 9, 5), (4, 2, 3, 1)]
+
+
+@pytest.mark.parametrize("n", [1, 3, 8, 17])
+@pytest.mark.parametrize(("height", "width", "pool_h", "pool_w"), WINDOWS)
+def test_tensor_square_and_its_pool_equal_oracle(
+    residues: Residues, n: int, height: int, width: int, pool_h: int, pool_w: int
+) -> None:
+    moduli = torch.tensor([2, 3, 65536, 1073741789, (1 << 31) - 1])
+    x = residues(moduli, 2, height, width, 2 * n)
+    pool = (pool_h, pool_w)
+    for rows in (1, 2):
+        for shift in (None, residues(moduli, rows)):
+            for table in (None, residues(moduli, rows, 3), torch.tensor([0, 0, 1]).expand(5, rows, 3)):
+                got = ops.tensor_square(x, moduli, shift=shift, coefficients=table, pool=pool)
+                square = ops.tensor_square(x, moduli, shift=shift, coefficients=table)
+                assert torch.equal(got, ops.sum_pool2d(square, moduli, kernel=pool))
+                if height * width < 20 and n < 8:
+                    oracle = reference.tensor_square(x, moduli, shift=shift, coefficients=table, pool=pool)
+                    assert torch.equal(got, oracle)
+
+
+@pytest.mark.parametrize("b", [2, 3, 1 << 16, (1 << 30) - 35, (1 << 30) + 3, (1 << 31) - 1])
+@pytest.mark.parametrize("pool", [(1, 3), (2, 2), (1, 5), (4, 4), (1, 17), (1, 18), (8, 8)])
+def test_the_largest_window_sums(b: int, pool: tuple[int, int]) -> None:
+    """As many of the largest products as 64 bits hold, one more, and several times as many."""
+    moduli = torch.tensor([b])
+    x = torch.full((1, 1, *pool, 2 * 11), b - 1)
+    square = torch.tensor([pool[0] * pool[1] * c * (b - 1) ** 2 % b for c in (1, 2, 1)])
+    assert torch.equal(ops.tensor_square(x, moduli, pool=pool).view(3, 11), square[:, None].expand(3, 11))
+    shift, table = torch.tensor([[b - 1]]), torch.tensor([[[b - 1, b - 1, b - 1]]])
+    got = ops.tensor_square(x, moduli, shift=shift, coefficients=table, pool=pool)
+    assert torch.equal(got, reference.tensor_square(x, moduli, shift=shift, coefficients=table, pool=pool))
+
+
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_relinearise_and_rescale_equal_oracle(data: st.DataObject) -> None:
@@ -134,6 +169,7 @@ def test_opcheck_every_lattice_op(residues: Residues) -> None:
         (m.ntt.default, (x, tables, moduli, True)),
         (m.tensor_square.default, (x, residues(moduli, 2), residues(moduli, 1, 3), moduli)),
         (m.tensor_square.default, (x, None, None, moduli)),
+        (m.tensor_square.default, (residues(moduli, 2, 3, 2, 2 * n), None, None, moduli, [2, 1])),
         (m.relinearise.default, (residues(moduli[:2], 3, 3 * n), keys, tables, moduli)),
         (m.rescale.default, (x, tables, moduli)),
         (m.expand_uniform.default, (torch.zeros(2, 64, dtype=torch.uint8), moduli, n)),
@@ -195,6 +231,10 @@ REFUSALS = {
     "shift shape": ("tensor_square", {"shift": torch.zeros(3, 3, dtype=torch.int64)}, r"shift has shape \[3, 3\]"),
     "shift range": ("tensor_square", {"shift": torch.full((3, 1), -1)}, "shift holds -1 in limb 0"),
     "coefficients": ("tensor_square", {"coefficients": torch.zeros(3, 1, 2, dtype=torch.int64)}, "coefficients has"),
+    "pool of a list": ("tensor_square", {"pool": (1, 1)}, r"x has shape \[3, 2, 32\] but must be \[limbs, channels,"),
+    "pool too large": ("tensor_square", {"x": torch.zeros(3, 1, 2, 2, 32, dtype=torch.int64), "pool": 3}, "spans 3"),
+    "empty pool": ("tensor_square", {"x": torch.zeros(3, 1, 2, 2, 32, dtype=torch.int64), "pool": 0}, "pool = "),
+    "pooled residue": ("tensor_square", {"x": torch.full((3, 1, 2, 2, 32), -1), "pool": 2}, "outside 0 <= r < b"),
     "two components": ("relinearise", {"x": torch.zeros(2, 2, 32, dtype=torch.int64)}, "must have 3 \\* n = 48"),
     "keys shape": ("relinearise", {"keys": torch.zeros(2, 2, 2, 16, dtype=torch.int64)}, r"keys has shape"),
     "keys range": ("relinearise", {"keys": torch.full((2, 2, 3, 16), -1)}, "keys holds a value outside"),

@@ -23,6 +23,8 @@ namespace {
 
 #include "tensor_square_body.h"
 
+#include "square_pool_body.h"
+
 #include "words_avx2.h"
 
 #include "word_layouts.h"

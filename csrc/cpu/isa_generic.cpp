@@ -17,6 +17,8 @@ namespace {
 
 #include "tensor_square_body.h"
 
+#include "square_pool_body.h"
+
 #include "words_generic.h"
 
 #include "word_layouts.h"

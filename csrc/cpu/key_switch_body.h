@@ -224,5 +224,5 @@ inline void rescale_task(const RescaleJob& job, int64_t task, uint32_t* scratch)
   if (!good) job.bad->seen.store(true);
 }
 
-constexpr LatticeKernels kLattice = {8 * kWords,     ntt_task,         tensor_square_task,
+constexpr LatticeKernels kLattice = {8 * kWords,     ntt_task,         tensor_square_task, tensor_square_pool_task,
                                      pack_keys_task, relinearise_task, rescale_task};

@@ -28,17 +28,18 @@ struct NttJob {
   BadResidue* bad;
 };
 
-// Task: one block of one polynomial pair. No scratch.
+// Task: one block of one polynomial pair; with a pool, one row of windows of one channel. No scratch.
 struct TensorSquareJob {
   TensorSquareParams p;
   const int64_t* x;             // [L, C, positions, 2 n]
   const int64_t* shift;         // [L, 1 or C] or null
   const int64_t* coefficients;  // [L, 1 or C, 3] or null
   const int64_t* moduli;        // [L]
-  int64_t* y;                   // [L, C, positions, 3 n]
+  int64_t* y;                   // [L, C, positions, 3 n], with a pool [L, C, OH, OW, 3 n]
   BadResidue* bad;
 };
 int64_t tensor_square_tasks(const TensorSquareParams& p);
+int64_t tensor_square_pool_tasks(const TensorSquareParams& p);
 
 // Keys are packed in the order they are read: [L + 1, n / key_run, L, 2, key_run].
 
@@ -79,6 +80,7 @@ struct LatticeKernels {
   int64_t min_degree;  // of ntt, pack_keys, relinearise and rescale
   void (*ntt)(const NttJob&, int64_t task, uint32_t* scratch);
   void (*tensor_square)(const TensorSquareJob&, int64_t task);
+  void (*tensor_square_pool)(const TensorSquareJob&, int64_t task);
   // Task: one row of n residues of the keys.
   void (*pack_keys)(const RelineariseJob&, int64_t task, uint32_t* packed);
   void (*relinearise)(const RelineariseJob&, int64_t first, int64_t count, uint32_t* scratch);

@@ -78,15 +78,15 @@ Tensor ntt(const Tensor& x, const Tensor& tables, const Tensor& moduli, bool inv
 }
 
 Tensor tensor_square(const Tensor& x, std::optional<Tensor> shift, std::optional<Tensor> coefficients,
-                     const Tensor& moduli) {
+                     const Tensor& moduli, std::optional<IntList> pool) {
   const char* const op = "tensor_square";
-  const TensorSquareParams p = tensor_square_params(op, x, shift, coefficients, moduli);
+  const TensorSquareParams p = tensor_square_params(op, x, shift, coefficients, moduli, pool);
   const Tensor md = checked_moduli(op, moduli);
   const Tensor xd = dense(x);
   const std::optional<Tensor> sd = dense(shift), cd = dense(coefficients);
   check_table(op, "shift", sd, md);
   check_table(op, "coefficients", cd, md);
-  const Tensor y = empty_like_shape(x, reshaped(x, p.limbs, 3 * p.n));
+  const Tensor y = empty_like_shape(x, tensor_square_shape(x, p));
   if (y.numel() == 0) return y;
   BadResidue bad;
   const TensorSquareJob job{p,
@@ -96,8 +96,11 @@ Tensor tensor_square(const Tensor& x, std::optional<Tensor> shift, std::optional
                             md.const_data_ptr<int64_t>(),
                             y.mutable_data_ptr<int64_t>(),
                             &bad};
-  torch::stable::parallel_for(0, tensor_square_tasks(p), grain_for(kPointwiseBlock), [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) kernels().lattice.tensor_square(job, task);
+  const LatticeKernels& table = kernels().lattice;
+  const auto kernel = p.pooled() ? table.tensor_square_pool : table.tensor_square;
+  const int64_t tasks = p.pooled() ? tensor_square_pool_tasks(p) : tensor_square_tasks(p);
+  torch::stable::parallel_for(0, tasks, grain_for(xd.numel() / tasks), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) kernel(job, task);
   });
   refuse_bad_residue(op, bad);
   return y;

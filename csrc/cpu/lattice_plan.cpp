@@ -16,6 +16,10 @@ int64_t tensor_square_tasks(const TensorSquareParams& p) {
   return p.limbs * p.channels * p.positions * ((p.n + kPointwiseBlock - 1) / kPointwiseBlock);
 }
 
+int64_t tensor_square_pool_tasks(const TensorSquareParams& p) {
+  return p.limbs * p.channels * (p.positions / p.width / p.pool.h);
+}
+
 RelinearisePlan plan_relinearise(const RelineariseParams& p) {
   RelinearisePlan plan{};
   const int64_t key_words = p.limbs * 2 * (p.limbs + 1) * p.n;

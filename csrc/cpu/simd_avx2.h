@@ -23,6 +23,11 @@ inline Raw load_raw(const int64_t* p, int64_t n) {
 inline void store_raw(int64_t* p, Raw v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
 inline Raw zero_raw() { return _mm256_setzero_si256(); }
 inline Raw add_raw(Raw x, Raw y) { return _mm256_add_epi64(x, y); }
+inline Raw set_raw(int64_t x) { return _mm256_set1_epi64x(x); }
+inline Raw multiply_raw(Raw x, Raw y) { return _mm256_mul_epu32(x, y); }
+inline Raw add_mod_raw(Raw x, Raw y, Raw less) {
+  return _mm256_min_epu32(_mm256_add_epi64(x, y), _mm256_add_epi64(x, less));
+}
 inline Raw mark_bad(Raw bad, Raw x, const ModV& m) {
   return _mm256_or_si256(bad, _mm256_or_si256(x, _mm256_sub_epi64(m.top, x)));
 }
@@ -58,6 +63,12 @@ inline Vr mul_add_lazy(Vr x, Vr y, Vr c, const ModV& m) {
   return _mm256_add_pd(_mm256_fnmadd_pd(q, m.b, h), l);
 }
 inline Vr add_lazy(Vr x, Vr y) { return _mm256_add_pd(x, y); }
+// Any unsigned 64-bit sum.
+inline Vr reduce_sum(Raw x, const ModV& m) {
+  const Vr high = to_residue(_mm256_srli_epi64(x, 32));
+  const Vr low = to_residue(_mm256_and_si256(x, _mm256_set1_epi64x(0xffffffff)));
+  return reduce_lazy(_mm256_add_pd(mul_add_lazy(high, m.two32, _mm256_setzero_pd(), m), low), m);
+}
 // Canonical x, y -> canonical sum.
 inline Vr add_mod(Vr x, Vr y, const ModV& m) { return lift(_mm256_sub_pd(_mm256_add_pd(x, y), m.b), m); }
 

@@ -26,6 +26,14 @@ inline Raw load_raw(const int64_t* p, int64_t n) { return _mm512_maskz_loadu_epi
 inline void store_raw(int64_t* p, Raw v) { _mm512_storeu_si512(p, v); }
 inline Raw zero_raw() { return _mm512_setzero_si512(); }
 inline Raw add_raw(Raw x, Raw y) { return _mm512_add_epi64(x, y); }
+inline Raw set_raw(int64_t x) { return _mm512_set1_epi64(x); }
+// Of the lower 32 bits, unsigned, as 64.
+inline Raw multiply_raw(Raw x, Raw y) { return _mm512_mul_epu32(x, y); }
+// Canonical x, y -> canonical sum; less is y - b. Upper halves are 0 or all ones, so that the least of the halves is
+// the right one.
+inline Raw add_mod_raw(Raw x, Raw y, Raw less) {
+  return _mm512_min_epu32(_mm512_add_epi64(x, y), _mm512_add_epi64(x, less));
+}
 // Collects in the sign bits whether any x was outside 0 <= x < b.
 inline Raw mark_bad(Raw bad, Raw x, const ModV& m) {
   return _mm512_or_si512(bad, _mm512_or_si512(x, _mm512_sub_epi64(m.top, x)));
@@ -53,6 +61,12 @@ inline Vr mul_add_lazy(Vr x, Vr y, Vr c, const ModV& m) {
   return _mm512_add_pd(_mm512_fnmadd_pd(q, m.b, h), l);
 }
 inline Vr add_lazy(Vr x, Vr y) { return _mm512_add_pd(x, y); }
+// Any unsigned 64-bit sum.
+inline Vr reduce_sum(Raw x, const ModV& m) {
+  const Vr high = _mm512_cvtepi64_pd(_mm512_srli_epi64(x, 32));
+  const Vr low = _mm512_cvtepi64_pd(_mm512_and_si512(x, _mm512_set1_epi64(0xffffffff)));
+  return reduce_lazy(_mm512_add_pd(mul_add_lazy(high, m.two32, _mm512_setzero_pd(), m), low), m);
+}
 // Canonical x, y -> canonical sum.
 inline Vr add_mod(Vr x, Vr y, const ModV& m) { return lift(_mm512_sub_pd(_mm512_add_pd(x, y), m.b), m); }
 

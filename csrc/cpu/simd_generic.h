@@ -26,8 +26,28 @@ inline Raw load_raw(const int64_t* p, int64_t n) {
   return r;
 }
 inline Raw zero_raw() { return Raw{}; }
+// Sums may be unsigned.
 inline Raw add_raw(Raw x, Raw y) {
-  for (int64_t i = 0; i < kLanes; ++i) x.v[i] += y.v[i];
+  for (int64_t i = 0; i < kLanes; ++i) {
+    x.v[i] = static_cast<int64_t>(static_cast<uint64_t>(x.v[i]) + static_cast<uint64_t>(y.v[i]));
+  }
+  return x;
+}
+inline Raw set_raw(int64_t x) {
+  Raw r;
+  for (int64_t i = 0; i < kLanes; ++i) r.v[i] = x;
+  return r;
+}
+// Non-negative x and y below 2^32; an unsigned product.
+inline Raw multiply_raw(Raw x, Raw y) {
+  for (int64_t i = 0; i < kLanes; ++i) {
+    x.v[i] = static_cast<int64_t>(static_cast<uint64_t>(x.v[i]) * static_cast<uint64_t>(y.v[i]));
+  }
+  return x;
+}
+// Canonical x, y -> canonical sum; less is y - b.
+inline Raw add_mod_raw(Raw x, Raw y, Raw less) {
+  for (int64_t i = 0; i < kLanes; ++i) x.v[i] += x.v[i] + less.v[i] >= 0 ? less.v[i] : y.v[i];
   return x;
 }
 inline Raw mark_bad(Raw bad, Raw x, const ModV& m) {
@@ -63,6 +83,8 @@ inline Vr reduce_lazy(Vr x, const ModV& m) {
   for (int64_t i = 0; i < kLanes; ++i) x.v[i] = barrett_u64(x.v[i], m.m);
   return x;
 }
+// Any unsigned 64-bit sum.
+inline Vr reduce_sum(Raw x, const ModV& m) { return reduce_lazy(to_residue(x), m); }
 // x * y + c < 2^64.
 inline Vr mul_add_lazy(Vr x, Vr y, Vr c, const ModV& m) {
   for (int64_t i = 0; i < kLanes; ++i) x.v[i] = barrett_u64(x.v[i] * y.v[i] + c.v[i], m.m);

@@ -1,5 +1,12 @@
 // The quadratic of a ciphertext for one instruction set. Included after pointwise_body.h.
 
+// The row of a channel in a table [L, 1 or C, width], null without a table; channel_stride 0: one row for all channels.
+inline const int64_t* channel_row(const int64_t* table, int64_t limb, int64_t channel, int64_t channels,
+                                  int64_t channel_stride, int64_t width) {
+  if (table == nullptr) return nullptr;
+  return table + limb * width * (channel_stride == 0 ? 1 : channels) + channel * channel_stride;
+}
+
 inline void tensor_square_task(const TensorSquareJob& job, int64_t task) {
   const TensorSquareParams& p = job.p;
   const int64_t blocks = (p.n + kPointwiseBlock - 1) / kPointwiseBlock;
@@ -12,13 +19,8 @@ inline void tensor_square_task(const TensorSquareJob& job, int64_t task) {
   const Vr zero = set_residue(0);
   const int64_t* x = job.x + row * 2 * p.n + start;
   int64_t* y = job.y + row * 3 * p.n + start;
-  const int64_t* shift = job.shift == nullptr ? nullptr
-                                              : job.shift + limb * (p.shift_channel_stride == 0 ? 1 : p.channels) +
-                                                    channel * p.shift_channel_stride;
-  const int64_t* a = job.coefficients == nullptr
-                         ? nullptr
-                         : job.coefficients + limb * 3 * (p.coefficients_channel_stride == 0 ? 1 : p.channels) +
-                               channel * p.coefficients_channel_stride;
+  const int64_t* shift = channel_row(job.shift, limb, channel, p.channels, p.shift_channel_stride, 1);
+  const int64_t* a = channel_row(job.coefficients, limb, channel, p.channels, p.coefficients_channel_stride, 3);
   const Vr s = set_residue(shift == nullptr ? 0 : *shift);
   Raw bad = zero_raw();
   if (a == nullptr || (a[0] == 0 && a[1] == 0 && a[2] == 1)) {

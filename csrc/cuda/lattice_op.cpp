@@ -44,18 +44,18 @@ Tensor ntt(const Tensor& x, const Tensor& tables, const Tensor& moduli, bool inv
 }
 
 Tensor tensor_square(const Tensor& x, std::optional<Tensor> shift, std::optional<Tensor> coefficients,
-                     const Tensor& moduli) {
+                     const Tensor& moduli, std::optional<IntList> pool) {
   const char* const op = "tensor_square";
-  const TensorSquareParams p = tensor_square_params(op, x, shift, coefficients, moduli);
+  const TensorSquareParams p = tensor_square_params(op, x, shift, coefficients, moduli, pool);
   const DeviceScope scope(x);
   const Tensor xd = dense(x);
   const Tensor md = dense(moduli);
   const std::optional<Tensor> shift_d = dense(shift);
   const std::optional<Tensor> coefficients_d = dense(coefficients);
-  const Tensor y = allocate(op, x, reshaped(x, p.limbs, 3 * p.n));
-  check_launch(
-      op, launch_tensor_square(p, xd.const_data_ptr<int64_t>(), data_or_null(shift_d), data_or_null(coefficients_d),
-                               md.const_data_ptr<int64_t>(), y.mutable_data_ptr<int64_t>(), scope.stream()));
+  const Tensor y = allocate(op, x, tensor_square_shape(x, p));
+  const auto launch = p.pooled() ? launch_tensor_square_pool : launch_tensor_square;
+  check_launch(op, launch(p, xd.const_data_ptr<int64_t>(), data_or_null(shift_d), data_or_null(coefficients_d),
+                          md.const_data_ptr<int64_t>(), y.mutable_data_ptr<int64_t>(), scope.stream()));
   return y;
 }
 

@@ -1,7 +1,6 @@
 // tensor_square: the square, or a polynomial of degree 2, of ciphertexts of two components. Memory sets the pace.
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdint>
 
 #include "fast_div.h"
@@ -9,22 +8,10 @@
 #include "launch.cuh"
 #include "limb.cuh"
 #include "residues.cuh"
+#include "tensor_square.cuh"
 
 namespace mcfhe::cuda {
 namespace {
-
-constexpr int kThreads = 256;
-
-// The row of a channel in a table [L, 1 or C, width]: null if absent.
-struct ChannelTable {
-  const int64_t* table;
-  int64_t channel_stride;  // 0: one row for all channels
-  int64_t width;
-
-  __device__ __forceinline__ const int64_t* row(int64_t l, int64_t c, int64_t channels) const {
-    return table + (channel_stride == 0 ? l : l * channels + c) * width;
-  }
-};
 
 struct Work {
   TensorSquareParams p;
@@ -76,10 +63,9 @@ struct Work {
   }
 };
 
-// Entries of a row, [channel, position], over threadIdx.x and blockIdx.x; rows over threadIdx.y and blockIdx.y; limbs
-// over blockIdx.z.
+// A row is a [channel, position].
 template <int kWidth>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kSquareThreads, 4)
     tensor_square_kernel(const Work work, const int64_t* __restrict__ moduli) {  // [L]
   __shared__ Limb limb_slot;
   const int64_t rows = work.p.channels * work.p.positions;
@@ -100,16 +86,8 @@ __global__ void __launch_bounds__(kThreads, 4)
 template <int kWidth>
 cudaError_t launch_width(const Work& work, const int64_t* moduli, cudaStream_t stream) {
   const TensorSquareParams& p = work.p;
-  const int64_t units = p.n / kWidth;
-  int64_t block_x = 1;
-  while (block_x < kThreads && block_x < units) block_x *= 2;
-  const int64_t block_y = kThreads / block_x;
-  const int64_t grid_x = ceil_div(units, block_x);
-  if (grid_x > kMaxGridX) return cudaErrorInvalidConfiguration;
-  const int64_t grid_y = std::min(ceil_div(p.channels * p.positions, block_y), kMaxGridYZ);
-  const LaunchShape shape{dim3(static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y),
-                               static_cast<unsigned>(std::min(p.limbs, kMaxGridYZ))),
-                          dim3(static_cast<unsigned>(block_x), static_cast<unsigned>(block_y))};
+  const LaunchShape shape = row_shape(p.n, kWidth, p.channels * p.positions, p.limbs);
+  if (shape.grid.x == 0) return cudaErrorInvalidConfiguration;
   return launch(MCFHE_KERNEL(tensor_square_kernel<kWidth>), shape, stream, work, moduli);
 }
 

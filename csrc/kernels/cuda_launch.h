@@ -127,6 +127,14 @@ cudaError_t launch_tensor_square(const TensorSquareParams& p,
                                  const int64_t* moduli,        // [L]
                                  int64_t* y,                   // [L, C, positions, 3, n]
                                  cudaStream_t stream);
+// The same, then the sums of windows of p.pool; positions are [H, W].
+cudaError_t launch_tensor_square_pool(const TensorSquareParams& p,
+                                      const int64_t* x,             // [L, C, H, W, 2, n]
+                                      const int64_t* shift,         // [L, 1 or C], or null for 0
+                                      const int64_t* coefficients,  // [L, 1 or C, 3], or null for (0, 0, 1)
+                                      const int64_t* moduli,        // [L]
+                                      int64_t* y,                   // [L, C, H / h, W / w, 3, n]
+                                      cudaStream_t stream);
 
 // The lattice ops below work on polynomials of n = 8, 16, .., 32768 residues. Tables are those of mcfhe.lattice.ring;
 // the moduli are distinct primes, 1 modulo 2n. x, keys, tables, workspace and y are aligned to 16 bytes. Values and

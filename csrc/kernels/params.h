@@ -41,11 +41,15 @@ struct RingParams {
   int64_t limbs, runs, n;
 };
 
-// tensor_square on x[L, C, positions, 2 * n] -> y[L, C, positions, 3 * n].
+// tensor_square on x[L, C, positions, 2 * n] -> y[L, C, positions, 3 * n]; with a pool, positions are rows of `width`.
 struct TensorSquareParams {
   int64_t limbs, channels, positions, n;
   int64_t shift_channel_stride;         // entries between the rows of two channels; 0: one row for all
   int64_t coefficients_channel_stride;  // likewise
+  int64_t width = 1;
+  PoolWindow pool{1, 1};  // of one place: none
+
+  constexpr bool pooled() const { return pool.h * pool.w > 1; }
 };
 
 // relinearise on x[L, positions, 3 * n] -> y[L, positions, 2 * n].

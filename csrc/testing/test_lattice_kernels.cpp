@@ -156,6 +156,39 @@ void check_tensor_square(const KernelTable& table, int64_t n, const Residues& mo
   }
 }
 
+// The quadratic of windows of 3 x 2 places is the sum of theirs.
+void check_tensor_square_pool(const KernelTable& table, int64_t n, const Residues& moduli) {
+  const int64_t limbs = static_cast<int64_t>(moduli.size());
+  const Residues x = residues(moduli, 2 * 7 * 4 * 2 * n), shift = residues(moduli, 2), a = residues(moduli, 2 * 3);
+  for (const bool plain : {true, false}) {
+    Residues all(static_cast<size_t>(limbs * 2 * 28 * 3 * n), -1), y(static_cast<size_t>(limbs * 2 * 4 * 3 * n), -1);
+    BadResidue bad;
+    TensorSquareParams p{limbs, 2, 28, n, 1, 3};
+    TensorSquareJob job{p,          x.data(), plain ? nullptr : shift.data(), plain ? nullptr : a.data(), moduli.data(),
+                        all.data(), &bad};
+    for (int64_t task = 0; task < tensor_square_tasks(p); ++task) table.lattice.tensor_square(job, task);
+    job.p.width = 4;
+    job.p.pool = {3, 2};
+    job.y = y.data();
+    for (int64_t task = 0; task < tensor_square_pool_tasks(job.p); ++task) table.lattice.tensor_square_pool(job, task);
+    bool good = !bad.seen;
+    for (int64_t row = 0; row < 2 * limbs; ++row) {
+      for (int64_t window = 0; window < 4; ++window) {
+        for (int64_t k = 0; k < 3 * n; ++k) {
+          int64_t sum = 0;
+          for (int64_t place = 0; place < 6; ++place) {
+            const int64_t at = (window / 2 * 3 + place / 2) * 4 + window % 2 * 2 + place % 2;
+            sum += all[static_cast<size_t>((row * 28 + at) * 3 * n + k)];
+          }
+          const int64_t q = moduli[static_cast<size_t>(row / 2)];
+          good = good && y[static_cast<size_t>((row * 4 + window) * 3 * n + k)] == sum % q;
+        }
+      }
+    }
+    expect(good, table.name, plain ? "the square's pool" : "the quadratic's pool", n);
+  }
+}
+
 // Results of relinearise and rescale on data that depend on the seed only; blocks of `block` positions.
 Residues switch_and_rescale(const LatticeKernels& kernels, int64_t n, const Residues& moduli,
                             const std::vector<uint32_t>& tab, uint64_t seed, int64_t block) {
@@ -232,9 +265,11 @@ void run(const KernelTable& table) {
         }
       }
       if (small) check_tensor_square(table, n - static_cast<int64_t>(i), moduli);
+      if (n <= 64) check_tensor_square_pool(table, n - static_cast<int64_t>(i), moduli);
     }
   }
   check_tensor_square(table, 5000, {2, 999, 2147483647});
+  check_tensor_square_pool(table, 100, {2, 999, 2147483647});
   std::printf("%s done, %d failures so far\n", table.name, failures);
 }
 

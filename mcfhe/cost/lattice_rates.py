@@ -53,18 +53,20 @@ def _stream_part(program: IntegerProgram, part: Part, engine: Engine, degree: in
     total = word_rate(width(columns)) * moved * limbs * degree
     steps = 0
     for _, item in part.items:
-        for step in filter(None, (item.step, item.poly, item.pool)):
+        squared = TensorSquareStep in (type(item.step), type(item.poly))
+        for step in filter(None, (item.step, item.poly, None if squared else item.pool)):
             parts = components(program, item.step.inputs[0] if step is item.step else item.output)
             streams = width(columns * parts)
-            total += _step(step, parts, streams) * limbs * degree
+            pool = item.pool.kernel if isinstance(step, TensorSquareStep) and item.pool is not None else None
+            total += _step(step, parts, streams, pool) * limbs * degree
             steps += 1
     return total + rate("launch", "cpu", width(columns)).value * tiles * steps
 
 
-def _step(step: Step, parts: int, streams: int) -> float:
-    """Seconds for one limb and one coefficient of every component."""
+def _step(step: Step, parts: int, streams: int, pool: tuple[int, int] | None) -> float:
+    """Seconds for one limb and one coefficient of every component. ``pool``: of a square."""
     if isinstance(step, TensorSquareStep):
-        return square_rate(streams) * prod(step.shape)
+        return square_rate(streams, pool is not None) * prod(step.shape)
     return sum(rate(work.kind, "cpu", streams).seconds(work.values * parts, work.terms) for work in work_of(step))
 
 
@@ -103,11 +105,12 @@ def word_rate(streams: int) -> float:
 
 
 @cache
-def square_rate(streams: int) -> float:
-    """Seconds for one coefficient of the square of a ciphertext: two come in, three go out."""
+def square_rate(streams: int, pooled: bool) -> float:
+    """Seconds for one coefficient of the square of a ciphertext: two come in, three go out, or a fourth of them."""
     moduli = torch.tensor([1073741789])
-    x = torch.full((1, _ROWS, 2 * streams), 12345)
-    return least(lambda: ops.tensor_square(x, moduli, validate=False)) / (_ROWS * streams)
+    x = torch.full((1, 1, 2, _ROWS // 2, 2 * streams), 12345)
+    pool = (2, 2) if pooled else None
+    return least(lambda: ops.tensor_square(x, moduli, pool=pool, validate=False)) / (_ROWS * streams)
 
 
 @cache

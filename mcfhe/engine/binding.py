@@ -63,14 +63,18 @@ def _constants(item: Item, moduli: Sequence[int]) -> dict[str, Tensor]:
     if isinstance(step, (Conv2dStep, LinearStep)) and step.bias is not None:
         out["bias"] = _residues(step.bias, moduli)
     poly = step if isinstance(step, (PolyStep, TensorSquareStep)) else item.poly
-    if poly is not None:
-        rows, width = len(poly.coefficients), len(poly.coefficients[0])
-        if isinstance(poly, PolyStep) or any(row != (0, 0, 1) for row in poly.coefficients):
-            flat = [c for row in poly.coefficients for c in row]
-            out["poly"] = _residues(flat, moduli).reshape(len(moduli), rows, width)
     pool = step if isinstance(step, PoolStep) else item.pool
-    if pool is not None and pool.factor != 1:
-        out["factor"] = _residues([pool.factor], moduli)[:, 0]
+    factor = 1 if pool is None else pool.factor
+    if poly is not None:
+        rows = poly.coefficients
+        if isinstance(poly, TensorSquareStep):  # sums are linear: the square's coefficients take the pool's factor
+            rows = tuple((factor * a0, factor * a1, factor * a2) for a0, a1, a2 in rows)
+            factor = 1
+        if isinstance(poly, PolyStep) or any(row != (0, 0, 1) for row in rows):
+            flat = [c for row in rows for c in row]
+            out["poly"] = _residues(flat, moduli).reshape(len(moduli), len(rows), len(rows[0]))
+    if factor != 1:
+        out["factor"] = _residues([factor], moduli)[:, 0]
     if isinstance(step, (AddStep, ConcatStep)):
         for i, factor in enumerate(step.factors):
             if factor != 1:

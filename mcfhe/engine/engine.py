@@ -314,13 +314,13 @@ class Engine:
             # In a ciphertext a constant belongs to the first component alone.
             y = self._weighted(index, item, x, moduli)
             if item.poly is not None:
-                return ops.tensor_square(y, moduli, shift=bias, coefficients=constants.get("poly"), validate=False)
+                return self._squared(item, y, moduli, constants, bias)
             if bias is None:
                 return y
             first = y.shape[-1] // components(self.program, item.output)
             return ops.add_const(y, bias, moduli, streams=first, validate=False)
         if isinstance(step, TensorSquareStep):
-            return ops.tensor_square(x, moduli, coefficients=constants.get("poly"), validate=False)
+            return self._squared(item, x, moduli, constants)
         if isinstance(step, PoolStep):
             return ops.sum_pool2d(
                 x,
@@ -373,10 +373,17 @@ class Engine:
             groups=step.groups,
             poly=poly,
             weight_bounds=bounds,
-            pool=None if item.pool is None else item.pool.kernel,
+            pool=None if item.pool is None or self._ring is not None else item.pool.kernel,
             pool_factor=pool_factor,
             validate=False,
         )
+
+    @staticmethod
+    def _squared(
+        item: Item, x: Tensor, moduli: Tensor, constants: Mapping[str, Tensor], bias: Tensor | None = None
+    ) -> Tensor:
+        pool = None if item.pool is None else item.pool.kernel
+        return ops.tensor_square(x, moduli, shift=bias, coefficients=constants.get("poly"), pool=pool, validate=False)
 
     @staticmethod
     def _align(x: Tensor, factor: Tensor | None, moduli: Tensor) -> Tensor:

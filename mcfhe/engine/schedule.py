@@ -31,7 +31,10 @@ POOL_WINDOW = 4
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """A step with the polynomial and the pool that follow it, where nothing else reads the values in between."""
+    """A step with the polynomial and the pool that follow it, where nothing else reads the values in between.
+
+    One launch of the layer's op in the modular scheme. The square of a ciphertext is an op of its own, with the pool.
+    """
 
     step: Step
     poly: PolyStep | TensorSquareStep | None
@@ -82,7 +85,8 @@ def fuse(program: IntegerProgram) -> tuple[Item, ...]:
                 skip.add(follower[0])
                 output = follower[0] + 1
         follower = readers.get(output, [])
-        if isinstance(step, Conv2dStep) and len(follower) == 1 and program.ring is None:
+        square = TensorSquareStep in (type(step), type(poly))
+        if len(follower) == 1 and (square or (isinstance(step, Conv2dStep) and program.ring is None)):
             candidate = program.steps[follower[0]]
             if isinstance(candidate, PoolStep) and _tiles_its_input(candidate):
                 pool = candidate
@@ -178,7 +182,11 @@ def _live(program: IntegerProgram, reads: Sequence[int], items: Sequence[Item]) 
         flat = isinstance(item.step, FlattenStep)  # a view
         if not flat:
             live += sizes[item.output]
-        inside = prod(item.step.shape) if item.pool is not None and prod(item.pool.kernel) != POOL_WINDOW else 0
+        inside = 0
+        if isinstance(item.poly, TensorSquareStep):  # reads what the layer wrote
+            inside = prod(item.step.shape) * components(program, item.step.inputs[0])
+        elif isinstance(item.step, Conv2dStep) and item.pool is not None and prod(item.pool.kernel) != POOL_WINDOW:
+            inside = prod(item.step.shape)
         worst = max(worst, live + inside)
         if not flat:
             live -= sum(sizes[v] for v in item.last_use)

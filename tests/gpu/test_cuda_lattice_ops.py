@@ -42,6 +42,11 @@ class Case:
     def two(self) -> Tensor:
         return self.x[..., : 2 * self.n].contiguous()
 
+    @property
+    def row(self) -> Tensor:
+        """All positions as one row of a channel."""
+        return self.two.view(self.limbs, 1, 1, -1, 2 * self.n)
+
     def calls(self) -> dict[str, tuple[Op, tuple[Tensor | None, ...]]]:
         """Every op with its arguments."""
         op = torch.ops.mcfhe
@@ -52,6 +57,8 @@ class Case:
             "inverse": (lambda *a: op.ntt(*a, inverse=True), (self.x, tables, moduli)),
             "square": (op.tensor_square, (self.two, None, None, moduli)),
             "polynomial": (op.tensor_square, (self.two, shift, row, moduli)),
+            "pooled": (lambda x, s, c, m: op.tensor_square(x, s, c, m, [1, 2]), (self.row, shift, row, moduli)),
+            "pooled square": (lambda x, m: op.tensor_square(x, None, None, m, [1, 3]), (self.row, moduli)),
             "relinearise": (op.relinearise, (self.x, self.keys, self.tables, self.moduli)),
             "expand_uniform": (lambda seeds, m: op.expand_uniform(seeds, m, self.n), (self.seeds, moduli)),
             "add_const": (lambda x, c, m: op.add_const(x, c, m, self.n), (self.x, shift, moduli)),
@@ -74,6 +81,7 @@ def test_equal_to_the_oracle(draw: Draw, device: torch.device, n: int, limbs: in
     assert torch.equal(got["ntt"], reference.ntt(case.x, tables, moduli))
     assert torch.equal(got["inverse"], reference.ntt(case.x, tables, moduli, inverse=True))
     assert torch.equal(got["square"], reference.tensor_square(case.two, moduli))
+    assert torch.equal(got["pooled square"], reference.tensor_square(case.row, moduli, pool=(1, 3)))
     assert torch.equal(got["expand_uniform"], reference.expand_uniform(case.seeds, moduli, n))
     assert torch.equal(got["relinearise"], reference.relinearise(case.x, case.keys, case.tables, case.moduli))
     if limbs > 1:

@@ -132,7 +132,11 @@ def test_without_seal(program: LatticeProgram, clock: list[str], monkeypatch: py
 def test_real_probes_give_a_time(program: LatticeProgram) -> None:
     lattice_rates.forget()
     assert 0 < program.cost().seconds["evaluate"] < 60
-    for rate in (lattice_rates.word_rate(64), lattice_rates.square_rate(64)):
+    for rate in (
+        lattice_rates.word_rate(64),
+        lattice_rates.square_rate(64, True),
+        lattice_rates.square_rate(64, False),
+    ):
         assert 0 < rate < 1e-3
 
 

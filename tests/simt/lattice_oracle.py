@@ -143,3 +143,12 @@ def tensor_square(x: Ints, shift: Ints | None, coefficients: Ints | None, moduli
     parts = (a2 * z0 * z0 + a1 * z0 + a0, (2 * a2 * z0 + a1) * z1, a2 * z1 * z1)
     q = ints(moduli).reshape(-1, *[1] * 4)
     return np.stack([np.broadcast_to(part, z1.shape) for part in parts], axis=3) % q
+
+
+def window_sums(x: Ints, width: int, pool: tuple[int, int], moduli: Sequence[int]) -> Ints:
+    """x [L, C, H * width, parts, n] -> [L, C, OH * OW, parts, n], windows side by side."""
+    limbs, channels, positions, parts, n = x.shape
+    out_h, out_w = positions // width // pool[0], width // pool[1]
+    grid = x.reshape(limbs, channels, -1, width, parts, n)[:, :, : out_h * pool[0], : out_w * pool[1]]
+    windows = grid.reshape(limbs, channels, out_h, pool[0], out_w, pool[1], parts, n).sum(axis=(3, 5))
+    return windows.reshape(limbs, channels, -1, parts, n) % ints(moduli).reshape(-1, *[1] * 4)

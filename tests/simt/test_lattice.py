@@ -115,6 +115,38 @@ def test_tensor_square(driver: Driver, n: int, offset: int) -> None:
         assert same(got, lattice.tensor_square(x, shift, coefficients, MODULI))
 
 
+@pytest.mark.parametrize(
+    ("n", "height", "width", "pool"),
+    [
+        (1, 2, 2, (2, 2)),
+        (2, 9, 5, (9, 5)),
+        (3, 5, 7, (2, 3)),
+        (4, 4, 4, (4, 4)),
+        (64, 4, 2, (3, 1)),
+        (1030, 2, 3, (2, 2)),
+    ],
+)
+@pytest.mark.parametrize("offset", [0, 1])
+def test_tensor_square_and_its_pool(
+    driver: Driver, n: int, height: int, width: int, pool: tuple[int, int], offset: int
+) -> None:
+    channels = 3 if n < 1030 else 1
+    rng = np.random.default_rng(n)
+    numbers = sizes(limbs=len(MODULI), channels=channels, positions=height * width, n=n, schedule=n % 4, width=width)
+    numbers |= sizes(pool_h=pool[0], pool_w=pool[1], x_offset=offset, y_offset=offset)
+    for largest, shift_rows, rows in ((0, 0, 0), (0, 1, 0), (0, channels, channels), (1, 0, 1), (1, 1, 0)):
+        x = random_residues(rng, MODULI, (channels, height * width, 2, n))
+        if largest:
+            x = np.broadcast_to(ints(MODULI).reshape(-1, *[1] * 4) - 1, x.shape).copy()
+        shift = random_residues(rng, MODULI, (shift_rows,)) if shift_rows else None
+        coefficients = random_residues(rng, MODULI, (rows, 3)) if rows else None
+        strides = sizes(shift_stride=int(shift_rows > 1), coefficients_stride=3 if rows > 1 else 0)
+        buffers: Buffers = {"x": x, "shift": shift, "coefficients": coefficients, "moduli": ints(MODULI)}
+        squares = lattice.tensor_square(x, shift, coefficients, MODULI)
+        expected = lattice.window_sums(squares, width, pool, MODULI)
+        assert same(driver.launch("tensor_square_pool", numbers | strides, buffers), expected)
+
+
 @pytest.mark.parametrize(("stream", "head"), [(1, 0), (4, 2), (6, 3), (5, 2), (64, 32), (512, 511)])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_add_const_to_the_first_streams(driver: Driver, stream: int, head: int, offset: int) -> None:
@@ -141,6 +173,8 @@ def test_nothing_in_nothing_out(driver: Driver) -> None:
     assert driver.launch("relinearise", sizes(limbs=1, positions=0, n=8), with_keys).size == 0
     square = sizes(limbs=1, channels=0, positions=1, n=8, shift_stride=0, coefficients_stride=0)
     assert driver.launch("tensor_square", square, {"x": [], "moduli": [BIG]}).size == 0
+    pooled = square | sizes(width=1, pool_h=1, pool_w=1)
+    assert driver.launch("tensor_square_pool", pooled, {"x": [], "moduli": [BIG]}).size == 0
 
 
 @pytest.mark.parametrize("numbers", [sizes(n=4), sizes(n=24), sizes(n=65536), sizes(n=8, x_offset=1)])

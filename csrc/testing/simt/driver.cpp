@@ -267,9 +267,22 @@ cudaError_t run_replace_refused(Call& c) {
   return cuda::launch_replace_refused(p, seeds(c), c.input("moduli"), c.input("refused"), y, nullptr);
 }
 
+TensorSquareParams square_params(Call& c) {
+  return {c.number("limbs"), c.number("channels"),     c.number("positions"),
+          c.number("n"),     c.number("shift_stride"), c.number("coefficients_stride")};
+}
+
+cudaError_t run_tensor_square_pool(Call& c) {
+  TensorSquareParams p = square_params(c);
+  p.width = c.number("width");
+  p.pool = {c.number("pool_h"), c.number("pool_w")};
+  const int64_t windows = p.positions / p.width / p.pool.h * (p.width / p.pool.w);
+  return cuda::launch_tensor_square_pool(p, c.input("x"), c.input("shift"), c.input("coefficients"), c.input("moduli"),
+                                         c.output(3 * p.limbs * p.channels * windows * p.n), nullptr);
+}
+
 cudaError_t run_tensor_square(Call& c) {
-  const TensorSquareParams p{c.number("limbs"), c.number("channels"),     c.number("positions"),
-                             c.number("n"),     c.number("shift_stride"), c.number("coefficients_stride")};
+  const TensorSquareParams p = square_params(c);
   return cuda::launch_tensor_square(p, c.input("x"), c.input("shift"), c.input("coefficients"), c.input("moduli"),
                                     c.output(3 * p.limbs * p.channels * p.positions * p.n), nullptr);
 }
@@ -304,6 +317,7 @@ const std::map<std::string, std::function<cudaError_t(Call&)>> kOps = {
     {"rescale", run_rescale},
     {"relinearise", run_relinearise},
     {"tensor_square", run_tensor_square},
+    {"tensor_square_pool", run_tensor_square_pool},
     {"expand_uniform", run_expand_uniform},
     {"replace_refused", run_replace_refused},
     {"count_out_of_range", run_count},
