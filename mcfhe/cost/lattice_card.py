@@ -125,6 +125,9 @@ def peak_values(program: IntegerProgram) -> int:
     held = {0: _value_bytes(program, 0)}
     most = held[0]
     for part in parts:
+        if part.in_place:
+            held[part.writes[0]] = held.pop(part.reads[0])
+            continue
         held |= {value: _value_bytes(program, value) for value in part.writes}
         most = max(most, sum(held.values()))
         for value in part.dead:

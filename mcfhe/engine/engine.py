@@ -229,10 +229,12 @@ class Engine:
             update = None if progress is None else partial(_shifted, progress, base, share)
             if part.ring and self._ring is not None:
                 steps = [item.step for _, item in part.items]
-                values[part.writes[0]] = self._ring.run(steps, bound.keys, values[part.reads[0]], memory, update)
+                x = values.pop(part.reads[0]) if part.in_place else values[part.reads[0]]
+                y = self._ring.run(steps, bound.keys, x, memory, update, in_place=part.in_place)
+                values[part.writes[0]] = y
             else:
                 values |= self._run_part(part, bound.binding, values, memory, update)
-            for value in part.dead:
+            for value in set(part.dead) & set(values):
                 memory.give(values.pop(value))
         return values[self._parts[-1].writes[0]]
 

@@ -48,20 +48,26 @@ class RingRunner:
         x: Tensor,
         memory: Memory,
         progress: Callable[[float], None] | None = None,
+        *,
+        in_place: bool = False,
     ) -> Tensor:
         """Residues ``[L, ..., components * n]`` through ``steps`` -> int32 of the last step's shape, in ``memory``.
 
-        ``keys``: by number of limbs, what :meth:`keys_of` gave.
+        ``keys``: by number of limbs, what :meth:`keys_of` gave. ``in_place``: over ``x``, int32, of which the result is
+        then a view: its first limbs and components. Gigabytes are neither held twice nor touched anew.
         """
         limbs, degree = x.shape[0], self.ring.degree
-        flat = x.reshape(limbs, -1, x.shape[-1])
+        flat = x.view(limbs, -1, x.shape[-1]) if in_place else x.reshape(limbs, -1, x.shape[-1])
         count = flat.shape[1]
         left = limbs
         for step in steps:
             left = step.limbs if isinstance(step, DropStep) else left - isinstance(step, RescaleStep)
         parts = x.shape[-1] // degree
         parts_out = 2 if any(isinstance(step, RelineariseStep) for step in steps) else parts
-        y = memory.take((left, count, parts_out * degree), torch.int32)
+        if in_place:
+            y = flat[:left, :, : parts_out * degree]
+        else:
+            y = memory.take((left, count, parts_out * degree), torch.int32)
         cpu = self.device.type == "cpu"
         each = 8 * limbs * parts * degree
         size = max(CPU_CHUNK_LEAST, CPU_CHUNK_BYTES // each) if cpu else max(1, CUDA_CHUNK_BYTES // each)

@@ -60,6 +60,12 @@ class Part:
     live: int
     ring: bool
 
+    @property
+    def in_place(self) -> bool:
+        """A ring part whose input nobody reads afterwards leaves its result there; but the program's input is the
+        caller's."""
+        return self.ring and self.reads[0] in self.dead and self.reads[0] != 0
+
 
 def fuse(program: IntegerProgram) -> tuple[Item, ...]:
     """The program's steps, polynomials, squares and pools joined to the convolution or linear layer before them."""

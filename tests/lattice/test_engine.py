@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from mcfhe.engine import Engine
+from mcfhe.engine.arena import TorchMemory
 from mcfhe.engine.schedule import fuse, schedule
 from mcfhe.errors import ParameterError
 from mcfhe.graph.nodes import Add, AvgPool2d, Conv2d, Flatten, Graph, Input, Linear, Node, Poly
@@ -97,6 +99,33 @@ def test_parts_alternate_and_hold_one_level_each() -> None:
     assert known == {len(PROGRAM.steps)}
     assert PROGRAM.levels[-1].limbs == 2
     assert len({PROGRAM.levels[i].limbs for i in PROGRAM.steps[-3].inputs}) == 2, "branches of different levels"
+
+
+def test_ring_parts_write_where_nobody_reads_anymore(oracle: Oracle, x: torch.Tensor) -> None:
+    parts = schedule(PROGRAM, fuse(PROGRAM))
+    assert [part.in_place for part in parts] == [False, True, False, True, False]
+    ring = parts[1]
+    assert not replace(ring, dead=()).in_place, "somebody does"
+    assert not replace(ring, reads=(0,), dead=(0,)).in_place, "the caller's"
+    engine = Engine(PROGRAM)
+    assert engine._ring is not None
+    keys = engine.bind_ring(oracle.keys).keys
+    steps = [item.step for _, item in ring.items]
+    values = torch.cat([x, x[..., :DEGREE]], -1).to(torch.int32)
+    packed = values[:4].clone()
+    memory = TorchMemory(engine.device)
+    expected = engine._ring.run(steps[1:], keys, packed, memory)
+    got = engine._ring.run(steps[1:], keys, packed, memory, in_place=True)
+    assert torch.equal(got, expected)
+    assert got.data_ptr() == packed.data_ptr()
+    rescaled = engine._ring.run(steps[:1], keys, values.clone(), memory)
+    both = engine._ring.run(steps[:1], keys, values, memory, in_place=True)
+    assert (both.shape[0], both.data_ptr()) == (4, values.data_ptr())
+    assert torch.equal(both, rescaled)
+    assert torch.equal(
+        engine._ring.run(steps[1:], keys, both, memory, in_place=True),
+        engine._ring.run(steps[1:], keys, rescaled, memory),
+    ), "in a view"
 
 
 @pytest.mark.parametrize("tile_bytes", [1, 30_000, 200_000, 1 << 40, None])
