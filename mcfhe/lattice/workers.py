@@ -31,6 +31,7 @@ from mcfhe.wiping import wipe
 _SIZE, _CHANNEL = struct.Struct("<Q"), struct.Struct("<I")
 _DONE, _FAILED = b"+", b"-"
 _AHEAD = 2  # ciphertexts a worker is given at once, so that it need not wait for the next
+_GIVEN_BYTES = 1 << 17  # more than these take at the largest ring degree: 16 KiB each
 _END_SECONDS = 5.0
 _ERROR_BYTES = 1 << 16
 
@@ -128,6 +129,10 @@ class Workers:
         # the path that this interpreter imports from, and nothing else that environment or folder would add
         code = f"import sys; sys.path[:] = {sys.path!r}; from mcfhe.lattice.workers import work; work(sys.argv[1])"
         ours, theirs = socket.socketpair()
+        # A worker does not read while it sends: both sides would wait for each other where what it is given ahead does
+        # not fit the buffers, and some systems' hold 8 KiB.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _GIVEN_BYTES)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _GIVEN_BYTES)
         with theirs:
             try:
                 process = subprocess.Popen(

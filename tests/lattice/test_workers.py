@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 from mcfhe.errors import ParameterError, WorkerError
 from mcfhe.lattice.client import LatticeClient
 from mcfhe.lattice.pixels import Parameters
+from mcfhe.lattice.plan import make_ring
 from mcfhe.lattice.program import LatticeProgram
+from mcfhe.lattice.seal import Seal
 from mcfhe.lattice.wire import LatticeRequest
 from mcfhe.lattice.workers import Workers
 
@@ -74,6 +77,26 @@ def test_a_worker_that_dies_is_an_error_and_leaves_none(program: LatticeProgram,
         client.encrypt(images(program), kill, workers=2)
     assert children() <= before
     assert client.encrypt(images(program), workers=2).batch == 5
+
+
+def test_short_buffers_of_the_system_make_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels of the largest ring, 16 KiB a ciphertext, where the system's sockets hold a few KiB."""
+    pair = socket.socketpair
+
+    def short() -> tuple[socket.socket, socket.socket]:
+        ends = pair()
+        for end in ends:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        ends[0].settimeout(30)  # or it would wait forever
+        return ends
+
+    monkeypatch.setattr("mcfhe.lattice.workers.socket.socketpair", short)
+    ring = make_ring(32768, 1)
+    parameters = Parameters(ring.moduli, ring.special, ring.degree, ((0,) * 256,), 8, 20, "seeded")
+    jobs = [(0, np.zeros(ring.degree // 2, np.uint8))] * 6
+    with Workers(2, parameters, Seal(ring).generate_secret()) as workers:
+        assert sorted(number for number, _ in workers.encrypt(jobs)) == list(range(6))
 
 
 def test_what_a_worker_refuses_is_said(client: LatticeClient) -> None:
