@@ -122,7 +122,8 @@ class Service:
         return Response(metrics.render(), media_type="text/plain; version=0.0.4")
 
     async def openapi(self, _: HttpRequest) -> Response:
-        return JSONResponse(describe(self.settings))
+        schemes = {server.program.scheme for server in self.servers.values()}
+        return JSONResponse(describe(self.settings, self._largest_key, schemes))
 
     async def programs(self, _: HttpRequest) -> Response:
         return JSONResponse({"programs": self._programs})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from mcfhe import __version__
 from mcfhe.service.settings import MAX_KEY_BYTES, ServiceSettings
-from mcfhe.wording import SECURITY_LINE
+from mcfhe.wording import LATTICE_LINE, SECURITY_LINE
 
+_JSON = "application/json"
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -45,7 +47,7 @@ def _refusals(*statuses: str) -> dict[str, Any]:
     for status in statuses:
         answers[status] = {
             "description": _STATUSES[status],
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+            "content": {_JSON: {"schema": {"$ref": "#/components/schemas/Error"}}},
         }
         if status in ("429", "503"):
             answers[status]["headers"] = {
@@ -63,89 +65,94 @@ def _body(description: str, limit: int) -> dict[str, Any]:
     return {"required": True, "description": description, "content": {"application/octet-stream": binary}}
 
 
-def describe(settings: ServiceSettings) -> dict[str, Any]:
-    """The description, with this service's limits."""
-    text, json = "text/plain", "application/json"
+def _key_path(largest_key: int) -> dict[str, Any]:
+    registered = {
+        "type": "object",
+        "required": ["key_id", "expires_in_s"],
+        "properties": {"key_id": _HEX64, "expires_in_s": {"type": "number"}},
+    }
+    return {
+        "post": {
+            "summary": "Register an evaluation key for a session",
+            "requestBody": _body("A container of kind evaluation-key or lattice-evaluation-key", largest_key),
+            "responses": {
+                "201": _answer("Registered", _JSON, registered),
+                **_refusals("400", "401", "408", "409", "413", "415", "429", "503"),
+            },
+        }
+    }
+
+
+def _program_paths(max_body_bytes: int) -> dict[str, Any]:
+    programs = {
+        "type": "object",
+        "required": ["programs"],
+        "properties": {"programs": {"type": "array", "items": {"$ref": "#/components/schemas/Program"}}},
+    }
+    binary = {"type": "string", "format": "binary"}
+    return {
+        "/v1/programs": {
+            "get": {
+                "summary": "The programs this server runs",
+                "responses": {"200": _answer("Programs", _JSON, programs), **_refusals("401")},
+            }
+        },
+        "/v1/programs/{program_id}/spec": {
+            "parameters": [_PROGRAM_ID],
+            "get": {
+                "summary": "What a client needs to know of a program",
+                "responses": {"200": _answer("Client spec", _JSON, {}), **_refusals("401", "404")},
+            },
+        },
+        "/v1/programs/{program_id}/evaluate": {
+            "parameters": [_PROGRAM_ID],
+            "post": {
+                "summary": "Run the program on encrypted images",
+                "requestBody": _body(
+                    "A container of kind request, keyed-request, lattice-request or keyed-lattice-request",
+                    max_body_bytes,
+                ),
+                "responses": {
+                    "200": _answer(
+                        "A container of kind response or lattice-response", "application/octet-stream", binary
+                    ),
+                    **_refusals("400", "401", "404", "408", "409", "410", "413", "415", "422", "429", "503"),
+                },
+            },
+        },
+    }
+
+
+def describe(
+    settings: ServiceSettings, largest_key: int = MAX_KEY_BYTES, schemes: Collection[str] = ("modular",)
+) -> dict[str, Any]:
+    """The description, with this service's limits and what its schemes are worth."""
     free: dict[str, Any] = {"security": []}
+    worth = [line for scheme, line in (("modular", SECURITY_LINE), ("lattice", LATTICE_LINE)) if scheme in schemes]
     return {
         "openapi": "3.1.0",
-        "info": {"title": "mcfhe", "version": __version__, "description": SECURITY_LINE},
+        "info": {"title": "mcfhe", "version": __version__, "description": " ".join(worth)},
         "security": [{"bearer": []}],
         "components": {
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
             "schemas": {"Error": _ERROR, "Program": _PROGRAM},
         },
         "paths": {
-            "/healthz": {"get": {"summary": "Alive", **free, "responses": {"200": _answer("Alive", json, {})}}},
+            "/healthz": {"get": {"summary": "Alive", **free, "responses": {"200": _answer("Alive", _JSON, {})}}},
             "/readyz": {
                 "get": {
                     "summary": "Requests are taken in",
                     **free,
-                    "responses": {"200": _answer("Ready", json, {}), **_refusals("503")},
+                    "responses": {"200": _answer("Ready", _JSON, {}), **_refusals("503")},
                 }
             },
-            "/metrics": {"get": {"summary": "Prometheus", **free, "responses": {"200": _answer("Metrics", text, {})}}},
+            "/metrics": {
+                "get": {"summary": "Prometheus", **free, "responses": {"200": _answer("Metrics", "text/plain", {})}}
+            },
             "/openapi.json": {
-                "get": {"summary": "This document", **free, "responses": {"200": _answer("OpenAPI", json, {})}}
+                "get": {"summary": "This document", **free, "responses": {"200": _answer("OpenAPI", _JSON, {})}}
             },
-            "/v1/programs": {
-                "get": {
-                    "summary": "The programs this server runs",
-                    "responses": {
-                        "200": _answer(
-                            "Programs",
-                            json,
-                            {
-                                "type": "object",
-                                "required": ["programs"],
-                                "properties": {
-                                    "programs": {"type": "array", "items": {"$ref": "#/components/schemas/Program"}}
-                                },
-                            },
-                        ),
-                        **_refusals("401"),
-                    },
-                }
-            },
-            "/v1/programs/{program_id}/spec": {
-                "parameters": [_PROGRAM_ID],
-                "get": {
-                    "summary": "What a client needs to know of a program",
-                    "responses": {"200": _answer("Client spec", json, {}), **_refusals("401", "404")},
-                },
-            },
-            "/v1/keys": {
-                "post": {
-                    "summary": "Register an evaluation key for a session",
-                    "requestBody": _body("A container of kind evaluation-key", MAX_KEY_BYTES),
-                    "responses": {
-                        "201": _answer(
-                            "Registered",
-                            json,
-                            {
-                                "type": "object",
-                                "required": ["key_id", "expires_in_s"],
-                                "properties": {"key_id": _HEX64, "expires_in_s": {"type": "number"}},
-                            },
-                        ),
-                        **_refusals("400", "401", "408", "409", "413", "415", "429", "503"),
-                    },
-                }
-            },
-            "/v1/programs/{program_id}/evaluate": {
-                "parameters": [_PROGRAM_ID],
-                "post": {
-                    "summary": "Run the program on encrypted images",
-                    "requestBody": _body("A container of kind request or keyed-request", settings.max_body_bytes),
-                    "responses": {
-                        "200": _answer(
-                            "A container of kind response",
-                            "application/octet-stream",
-                            {"type": "string", "format": "binary"},
-                        ),
-                        **_refusals("400", "401", "404", "408", "409", "410", "413", "415", "422", "429", "503"),
-                    },
-                },
-            },
+            "/v1/keys": _key_path(largest_key),
+            **_program_paths(settings.max_body_bytes),
         },
     }

@@ -23,6 +23,7 @@ from mcfhe.service.sessions import Sessions
 from mcfhe.service.settings import ServiceSettings
 from mcfhe.service.sizing import request_bytes, settings_for
 from mcfhe.sharding.sharded import local_evaluator
+from mcfhe.wording import LATTICE_LINE, SECURITY_LINE
 from tests.lattice.support import small_program
 from tests.service.support import PROGRAM, Live, assert_refused, wait_for
 
@@ -67,6 +68,18 @@ def test_requests_of_those_who_have_the_public_key(program: LatticeProgram, clie
     for answer in answers:
         scores = client.decrypt(LatticeResponse.from_bytes(answer))
         torch.testing.assert_close(scores, program.evaluate_plain(images), atol=0.2, rtol=0)
+
+
+def test_the_description_has_the_largest_keys_limit_and_the_schemes_worth(
+    program: LatticeProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcfhe.service.app.MAX_KEY_BYTES", 1000)
+    for programs, lines in (([program], [LATTICE_LINE]), ([program, PROGRAM], [SECURITY_LINE, LATTICE_LINE])):
+        with Live([mcfhe.Server(each) for each in programs]) as live:  # type: ignore[attr-defined]
+            described = live.http.get("/openapi.json").json()
+        assert described["info"]["description"] == " ".join(lines)
+        key = described["paths"]["/v1/keys"]["post"]["requestBody"]["content"]["application/octet-stream"]["schema"]
+        assert key["maxLength"] > program.key_bytes > 1000
 
 
 def test_a_request_for_the_other_scheme_is_refused(program: LatticeProgram, client: LatticeClient) -> None:
