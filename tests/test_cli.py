@@ -354,3 +354,22 @@ def test_bench_reports_every_step(files: Files, capsys: pytest.CaptureFixture[st
     assert all(row["median"] > 0 for row in body["rows"])
     assert body["ratio"] > 0
     assert body["limbs"] > 1
+    assert (body["scheme"], body["lanes"], body["images"]) == ("modular", 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("demo", "--scheme", "lattice", "--lanes", 8), "--lanes: an option of the modular scheme"),
+        (("demo", "--scheme", "lattice", "--no-picture"), "--no-picture: an option of the modular scheme"),
+        (("bench", "--scheme", "lattice", "--profile", "patent"), "--profile: an option of the modular scheme"),
+        (("compile", "lenet:mnist", "-o", "x", "--precision-bits", 8), "--precision-bits: an option of the lattice"),
+        (("compile", "lenet:mnist", "-o", "x", "--degree", 8192), "--degree: an option of the lattice scheme"),
+        (("compile", "lenet:mnist", "-o", "x", "--scheme", "lattice", "--guard-bits", 8), "--guard-bits: an option"),
+    ],
+)
+def test_options_of_the_other_scheme_are_not_ignored(
+    arguments: tuple[object, ...], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*map(str, arguments)]) == 2
+    assert option in capsys.readouterr().err

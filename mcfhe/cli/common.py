@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -39,6 +40,16 @@ def out_option(what: str) -> Callable[[Any], Any]:
 
 def path_argument(name: str) -> Callable[[Any], Any]:
     return click.argument(name, type=click.Path(path_type=Path))
+
+
+def only_of_scheme(scheme: str, chosen: str, *names: str) -> None:
+    """UsageError if an option of one scheme was given on the command line with the other chosen: nothing that somebody
+    asks for is ignored. ``names``: of the command's parameters."""
+    context = click.get_current_context()
+    for name in names if chosen != scheme else ():
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = "--" + name.replace("_", "-")
+            raise click.UsageError(f"{option}: an option of the {scheme} scheme; --scheme {chosen} has no use for it")
 
 
 def is_refusal(error: Exception) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mcfhe.cli.common import data_option, json_option, out_option, print_json, quiet_option, stdout
+from mcfhe.cli.common import data_option, json_option, only_of_scheme, out_option, print_json, quiet_option, stdout
 from mcfhe.errors import ParameterError
 from mcfhe.spec import DEFAULT_PROFILE, PROFILES
 
@@ -197,6 +197,8 @@ def compile_(
     from mcfhe.container import write_file
     from mcfhe.lattice.program import LatticeProgram
 
+    only_of_scheme("modular", scheme, "amplification_bits", "modulus_bits", "guard_bits", "tolerance", "profile")
+    only_of_scheme("lattice", scheme, "precision_bits", "degree", "max_degree")
     network = load_model(model)
     card = network.mcfhe_metadata
     if refresh is None and (cuts or max_limbs is not None or max_degree is not None):

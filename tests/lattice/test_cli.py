@@ -15,6 +15,7 @@ import mcfhe
 from mcfhe.cards import ModelCard
 from mcfhe.cli import run
 from mcfhe.lattice.seal import available
+from mcfhe.wording import LATTICE_LINE
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs tenseal: pip install 'mcfhe[lattice]'")
 
@@ -108,3 +109,22 @@ def test_another_schemes_request_is_refused(files: Files, capsys: pytest.Capture
         assert "scheme" in error
         assert "Traceback" not in error
         assert len(error.strip().splitlines()) == 1
+
+
+def test_bench(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "bench", "--model", files.model, "--scheme", "lattice", "--repeats", 2
+    assert command(*arguments, "--json", "-q") == 0
+    body = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in body["rows"]] == ["encrypt", "evaluate", "decrypt", "float32"]
+    assert all(row["median"] > 0 for row in body["rows"])
+    assert body["scheme"] == "lattice"
+    assert body["images"] == body["slots"] == body["degree"] // 2
+    assert "lanes" not in body
+    assert body["ratio"] > 0
+    assert command(*arguments, "--images", 3) == 0
+    captured = capsys.readouterr()
+    assert "3 images, lattice scheme, " in captured.out
+    assert "times the network in float32" in captured.out
+    assert LATTICE_LINE in captured.err
+    assert command(*arguments, "--images", body["slots"] + 1) == 1
+    assert "split the batch" in capsys.readouterr().err
