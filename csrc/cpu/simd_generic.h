@@ -45,9 +45,10 @@ inline Raw multiply_raw(Raw x, Raw y) {
   }
   return x;
 }
-// Canonical x, y -> canonical sum; less is y - b.
+// Canonical x, y -> canonical sum; less is y - b. Unsigned, since x may be anything where the caller finds it bad.
 inline Raw add_mod_raw(Raw x, Raw y, Raw less) {
-  for (int64_t i = 0; i < kLanes; ++i) x.v[i] += x.v[i] + less.v[i] >= 0 ? less.v[i] : y.v[i];
+  const Raw sum = add_raw(x, less), unreduced = add_raw(x, y);
+  for (int64_t i = 0; i < kLanes; ++i) x.v[i] = sum.v[i] >= 0 ? sum.v[i] : unreduced.v[i];
   return x;
 }
 inline Raw mark_bad(Raw bad, Raw x, const ModV& m) {
