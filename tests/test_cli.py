@@ -361,7 +361,7 @@ def test_bench_reports_every_step(files: Files, capsys: pytest.CaptureFixture[st
     ("arguments", "option"),
     [
         (("demo", "--scheme", "lattice", "--lanes", 8), "--lanes: an option of the modular scheme"),
-        (("demo", "--scheme", "lattice", "--no-picture"), "--no-picture: an option of the modular scheme"),
+        (("demo", "--scheme", "lattice", "--picture", "x.png"), "--picture: an option of the modular scheme"),
         (("bench", "--scheme", "lattice", "--profile", "patent"), "--profile: an option of the modular scheme"),
         (("compile", "lenet:mnist", "-o", "x", "--precision-bits", 8), "--precision-bits: an option of the lattice"),
         (("compile", "lenet:mnist", "-o", "x", "--degree", 8192), "--degree: an option of the lattice scheme"),

@@ -93,7 +93,7 @@ def demo(
     profile, noise, predicted {step: seconds}, audit {images, attacks [{attack, outcome, recovered}]}, picture; and
     under the name of the other profile an object with the same keys but picture and published_ms.
     """
-    only_of_scheme("modular", scheme, "lanes", "profile", "picture", "no_picture")
+    only_of_scheme("modular", scheme, "lanes", "profile", "picture")
     if scheme == "lattice":
         from mcfhe.cli.lattice_demo import lattice_demo
 
