@@ -19,6 +19,7 @@ from mcfhe.cli.common import (
     only_of_scheme,
     print_json,
     quiet_option,
+    scheme_option,
     security_line,
     stdout,
 )
@@ -46,13 +47,7 @@ class Setup:
     type=click.IntRange(1),
     help=f"In one request; random pixels.  [default: {IMAGES}; lattice: as many as a request holds]",
 )
-@click.option(
-    "--scheme",
-    default="modular",
-    show_default=True,
-    type=click.Choice(["modular", "lattice"]),
-    help="lattice: RNS-CKKS with SEAL's keys; no lanes or profile.",
-)
+@scheme_option("lattice: RNS-CKKS with SEAL's keys; no lanes or profile.")
 @click.option("--lanes", default=4, show_default=True, help="M: positions a residue may hide in.")
 @click.option("--profile", default=DEFAULT_PROFILE, show_default=True, type=click.Choice(PROFILES))
 @click.option("--passes", default="default", show_default=True, type=click.Choice(["letter", "default"]))

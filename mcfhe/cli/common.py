@@ -38,6 +38,12 @@ def out_option(what: str) -> Callable[[Any], Any]:
     return click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help=f"Where the {what} goes.")
 
 
+def scheme_option(text: str) -> Callable[[Any], Any]:
+    """``--scheme``, modular by default; ``text``: its help."""
+    choices = click.Choice(["modular", "lattice"])
+    return click.option("--scheme", default="modular", show_default=True, type=choices, help=text)
+
+
 def path_argument(name: str) -> Callable[[Any], Any]:
     return click.argument(name, type=click.Path(path_type=Path))
 

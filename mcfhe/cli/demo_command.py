@@ -19,6 +19,7 @@ from mcfhe.cli.common import (
     print_json,
     progress_bar,
     quiet_option,
+    scheme_option,
     security_line,
     stdout,
 )
@@ -44,13 +45,7 @@ STEPS = (
 @click.command()
 @click.option("--images", default=1000, show_default=True, type=click.IntRange(1, 1000), help="Real test images.")
 @click.option("--lanes", default=4, show_default=True, help="M: positions a residue may hide in.")
-@click.option(
-    "--scheme",
-    default="modular",
-    show_default=True,
-    type=click.Choice(["modular", "lattice"]),
-    help="lattice: RNS-CKKS with SEAL's keys; no lanes, profile or picture.",
-)
+@scheme_option("lattice: RNS-CKKS with SEAL's keys; no lanes, profile or picture.")
 @click.option(
     "--profile",
     default="patent",

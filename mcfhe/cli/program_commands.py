@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from mcfhe.cli.common import data_option, json_option, only_of_scheme, out_option, print_json, quiet_option, stdout
+from mcfhe.cli.common import (
+    data_option,
+    json_option,
+    only_of_scheme,
+    out_option,
+    print_json,
+    quiet_option,
+    scheme_option,
+    stdout,
+)
 from mcfhe.errors import ParameterError
 from mcfhe.spec import DEFAULT_PROFILE, PROFILES
 
@@ -138,13 +147,7 @@ def train(
 @click.option("--amplification-bits", default="4", show_default=True, help="log2 of the amplification a, or auto.")
 @click.option("--modulus-bits", default="30", show_default=True, help="Width of the clients' primes, or auto.")
 @click.option("--guard-bits", default=32, show_default=True, help="Spare bits above the proved bound.")
-@click.option(
-    "--scheme",
-    default="modular",
-    show_default=True,
-    type=click.Choice(["modular", "lattice"]),
-    help="modular: fast, no semantic security; lattice: RNS-CKKS.",
-)
+@scheme_option("modular: fast, no semantic security; lattice: RNS-CKKS.")
 @click.option("--precision-bits", default=12, show_default=True, help="lattice: noise stays below 2^-bits of a unit.")
 @click.option("--degree", type=int, help="lattice: ring degree; by default the least that is wide enough.")
 @click.option("--bounds", default="interval", show_default=True, help="interval, or quadratic: tighter, slower.")
