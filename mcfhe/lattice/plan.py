@@ -138,11 +138,17 @@ def make_plan(
 
     n = degrees[-1]
     most = min(most_limbs(n), limits.limbs)
+
+    def fits(part: Graph) -> bool:
+        widths = [bits for bits in (MODULUS_BITS, left_over(n)) if bits is not None]
+        rooms = [(bits, min(most_limbs(n, bits), limits.limbs)) for bits in widths]
+        return any(c.limbs <= room for bits, room in rooms for c in search(part, n, room, bits).candidates())
+
     if not explain:
         raise DepthError(f"lattice plan: none of {most} limbs or fewer at n = {n}")
     # how much it would take, by the quicker search that overestimates a little
     needed = min((c.limbs for c in search(graph, n, MAX_LIMBS, greedy=True).candidates()), default=None)
-    fitting = _deepest(graph, lambda part: any(c.limbs <= most for c in search(part, n, most).candidates()))
+    fitting = _deepest(graph, fits)
     raise _too_deep(max(_depths(graph)), n, most, precision, needed, fitting)
 
 

@@ -58,9 +58,11 @@ class PublicKey(Stored):
             rows = self.residues[:, limb]
             if int(rows.min()) < 0 or int(rows.max()) >= q:
                 raise FormatError(f"public key: a residue outside 0 <= r < {q} in limb {limb}")
-            # b is then an error alone, and c_0 = m + b u + e_0 the plaintext with a little noise
-            if not bool(rows[1].any()):
-                raise FormatError(f"public key: its second component is 0 in limb {limb}; it would hide nothing")
+            # b = -(a s + e) is an error alone where a is 0, and c_0 = m + b u + e_0 then the plaintext with a little
+            # noise; where b is 0 itself that is plain to anybody
+            for name, row in zip(("first", "second"), rows, strict=True):
+                if not bool(row.any()):
+                    raise FormatError(f"public key: its {name} component is 0 in limb {limb}; it would hide nothing")
 
     def __repr__(self) -> str:
         return (

@@ -154,12 +154,15 @@ def test_files_that_lie(client: LatticeClient, public: PublicKey) -> None:
     q = client.spec.ring.moduli[0]
     large, negative, nothing = residues.copy(), residues.copy(), residues.copy()
     large[0, 0, 0], negative[1, 1, 3], nothing[1, 0] = q, -1, 0
+    plain = residues.copy()
+    plain[0, 1] = 0
     other = small_program(std=3.0).client_spec()
     assert other.ring == client.spec.ring
     spec = np.frombuffer(other.to_json().encode(), np.uint8)
     for changes, error, match in (
         ({"public_key": large}, FormatError, rf"0 <= r < {q} in limb 0"),
         ({"public_key": negative}, FormatError, "limb 1"),
+        ({"public_key": plain}, FormatError, "its first component is 0 in limb 1; it would hide nothing"),
         ({"public_key": nothing}, FormatError, "its second component is 0 in limb 0; it would hide nothing"),
         ({"public_key": residues[:, :-1].copy()}, FormatError, "int32 .* expected"),
         ({"public_key": residues[:1].copy()}, FormatError, "public_key"),

@@ -33,6 +33,15 @@ from tests.lattice.test_plan import random_graph, settings_of
 # Depth ----------------------------------------------------------------------------------------------------------------
 
 
+def test_how_many_activations_fit_counts_the_shorter_first_prime() -> None:
+    """At n = 4,096 one does, with a first prime of 18 bits, and none with primes of 30."""
+    options = {"scale_bits": 6, "precision_bits": 6, "scheme": "lattice", "degree": 4096}
+    program = mcfhe.compile(chain(1), (1, 2, 2), 0.5, 0.5, **options)
+    assert program.plan.first_bits == 18
+    with pytest.raises(DepthError, match="at n = 4096, where the first 1 of them fit"):
+        mcfhe.compile(chain(2), (1, 2, 2), 0.5, 0.5, **options)
+
+
 def test_a_network_too_deep_for_any_ring_runs_in_stages() -> None:
     """Sixteen activations: refused whole by both schemes, which say how deep and what to do; and then they run."""
     with pytest.raises(
